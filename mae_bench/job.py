@@ -1,0 +1,83 @@
+"""What a task sees of its run: the resolved recipe, its folder, what lies upstream, a voice.
+
+A task is a function `run(job: Job) -> Outcome` named in `tasks.TASKS`. It may be killed at any
+moment and called again in the same folder: it then continues from what it saved there and must end
+with the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mae_bench.records import Run
+
+SECONDS_BETWEEN_REPORTS = 0.5
+
+
+@dataclass
+class Job:
+    """One run in its folder.
+
+    Attributes:
+        run: what is to be measured.
+        folder: the run's own folder; everything the task writes goes here.
+        data_root: folder that holds the datasets (see `tasks.data`).
+        upstream: role ("backbone", "tokenizer") -> checkpoint file to start from.
+    """
+
+    run: Run
+    folder: Path
+    data_root: Path
+    upstream: Mapping[str, Path] = field(default_factory=dict)
+    _last_report: float = 0.0
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe: sections of plain values, overrides applied."""
+        return self.run.recipe_values
+
+    def report(self, phase: str, step: int, total: int, **scalars: float) -> None:
+        """Tell where the run stands; cheap enough for every step (written at most twice a second).
+
+        Args:
+            phase: "train", "evaluate", "prepare", ...
+            step: steps done, from 0; `total`: steps of this phase.
+            scalars: what to show and plot (loss, lr, ...).
+        """
+        now = time.monotonic()
+        if step < total and now - self._last_report < SECONDS_BETWEEN_REPORTS:
+            return
+        self._last_report = now
+        state = {"phase": phase, "step": step, "total": total, "time": time.time(), **scalars}
+        write_atomically(self.folder / "progress.json", json.dumps(state))
+
+    def log_metrics(self, step: int, **scalars: float) -> None:
+        """Append one point of the learning curve to `metrics.jsonl`.
+
+        A resumed run repeats the steps since its last checkpoint; readers keep the last line of a
+        step.
+        """
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+def write_atomically(path: Path, content: str | bytes, durable: bool = False) -> None:
+    """Write a file so that readers see the old one or the whole new one, never a part.
+
+    Args:
+        durable: also flush to disk before the rename (records, checkpoints; not progress).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    with temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,216 @@
+"""Runs, records, references and tables: what is asked for, what came out, what the paper says.
+
+Frozen pydantic models that refuse unknown fields; readable without torch. Tables are derived from
+records, never typed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mae_bench.errors import UserError
+
+SCHEMA_VERSION = 1
+Scale = Literal["mini", "paper"]
+Scalar = bool | int | float | str | None
+
+
+class Strict(BaseModel):
+    """Base of all records: immutable, no unknown fields, NaN and infinity kept readable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Upstream(Strict):
+    """Weights that a run starts from: another run, or a checkpoint file (by content)."""
+
+    run_id: str | None = None
+    checkpoint: str | None = Field(default=None, description="path as given; not part of the id")
+    sha256: str | None = Field(default=None, description="of the checkpoint file")
+
+
+class Run(Strict):
+    """One training and its score: everything that can change its number, and nothing else.
+
+    `recipe_values` is the resolved recipe (overrides applied), so two spellings of the same
+    settings are the same run. `init` says where the weights come from in a transfer run, and what
+    is being made in a pretraining run.
+    """
+
+    task: str
+    task_version: int
+    dataset: str
+    data_fingerprint: str
+    backbone: str
+    init: str
+    recipe: str = Field(description="path below configs/, without .py; a label, not in the id")
+    recipe_values: dict[str, object]
+    upstream: dict[str, Upstream] = Field(default_factory=dict, description="role -> weights")
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of a SHA-256 over the content (labels and paths left out)."""
+        content = self.model_dump(mode="json", exclude={"recipe"})
+        for weights in content["upstream"].values():
+            weights.pop("checkpoint")
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """A short human name: task, dataset, init, recipe's last part, seed."""
+        what = self.recipe.rpartition("/")[2]
+        return f"{self.task} {self.dataset} {self.init} [{what}] seed {self.seed}"
+
+
+class Metric(Strict):
+    """One score at full precision. `unit` is "%", "AP", "mIoU", "s", ..."""
+
+    value: float
+    unit: str
+    higher_is_better: bool = True
+
+
+class Picture(Strict):
+    """A figure that a run left behind; `path` is relative to the run's folder."""
+
+    path: str
+    caption: str
+
+
+class Outcome(Strict):
+    """What a task hands back: its scores and its artefacts (paths relative to the run folder)."""
+
+    metrics: dict[str, Metric]
+    checkpoint: str | None = None
+    pictures: tuple[Picture, ...] = ()
+    images_per_second: float | None = Field(default=None, description="in training")
+    facts: dict[str, object] = Field(
+        default_factory=dict, description="load report, parameter groups' file, counts, budget"
+    )
+
+
+class Provenance(Strict):
+    """Where a number was made."""
+
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    peak_memory_mb: float
+    commit: str | None
+    dirty: bool | None
+    packages: dict[str, str]
+    hardware: dict[str, str]
+    world_size: int = 1
+    command: str = ""
+
+
+class Record(Strict):
+    """The JSON that a finished run leaves in `record.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    run: Run
+    status: Literal["ok", "failed"]
+    error: str | None = None
+    outcome: Outcome | None = None
+    checkpoint_sha256: str | None = None
+    provenance: Provenance
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read and check a record.
+
+        Raises:
+            UserError: not JSON, another schema version, or fields that do not fit.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            version = raw.get("schema_version")
+        except (ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not a readable record ({error}). Delete the run's folder to repeat it."
+            ) from None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} has schema version {version!r}, this mae-bench reads {SCHEMA_VERSION}. "
+                "Use another --work-dir, or the mae-bench that wrote it."
+            )
+        try:
+            return cls.model_validate(raw)
+        except ValueError as error:
+            lines = str(error).splitlines()
+            raise UserError(f"{path} is not a valid record: {' '.join(lines[1:3])}") from None
+
+
+class Reference(Strict):
+    """One published number (a line of `configs/tables/paper_results.json`)."""
+
+    source: str
+    table: str
+    method: str
+    backbone: str
+    task: str
+    dataset: str
+    metric: str
+    value: float | None
+    unit: str
+    note: str = ""
+    confidence: str = ""
+    evidence: str = ""
+    ablation: dict[str, Scalar] | None = None
+    default: bool | None = None
+
+
+class Setting(Strict):
+    """How a column is measured at one scale."""
+
+    dataset: str
+    backbones: tuple[str, ...]
+    recipe: str = Field(description="path below configs/, without .py")
+
+
+class Published(Strict):
+    """Which published numbers stand beside a column: every field must match a Reference."""
+
+    table: str
+    task: str
+    dataset: str
+    metric: str
+
+
+class Row(Strict):
+    """One line of a table: an init, under the paper's name for it."""
+
+    init: str
+    title: str
+
+
+class Column(Strict):
+    """One number per row: a task's metric on a dataset under a recipe.
+
+    Columns with the same settings share their runs (box and mask AP come from one training).
+    """
+
+    title: str
+    group: str = Field(description="heading over neighbouring columns, e.g. the dataset")
+    task: str
+    metric: str
+    scales: dict[Scale, Setting]
+    published: Published | None = None
+
+
+class Table(Strict):
+    """A named grid of runs with the paper's value for each cell. One file in configs/tables/."""
+
+    name: str
+    title: str
+    source: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    note: str = ""

@@ -1,0 +1,23 @@
+"""What can be run. A task is `run(job: mae_bench.job.Job) -> mae_bench.records.Outcome`.
+
+Reading this module imports neither torch nor any engine.
+"""
+
+from __future__ import annotations
+
+from mae_bench.registry import Registry
+
+TASKS = Registry(
+    "task",
+    {
+        "tokenizer": "tasks.pretraining.tokenizer:run",
+        "pretraining": "tasks.pretraining.mae:run",
+        "supervised": "tasks.pretraining.supervised:run",
+        "classification": "tasks.classification:run",
+        "detection": "tasks.detection:run",
+        "segmentation": "tasks.segmentation:run",
+    },
+)
+
+# Bumped when the same recipe may give another number; part of every run's id.
+TASK_VERSIONS = dict.fromkeys(TASKS, 1)
