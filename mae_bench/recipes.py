@@ -1,0 +1,116 @@
+"""Recipes: read without running them, overridden only where a key exists and the type fits.
+
+A recipe file (`configs/<task>/<name>.py`) opens with two literals: `recipe`, sections of plain
+values, and `smoke`, the overrides that make it two iterations long. What follows in the file makes
+it a native config of its engine and is not needed here, so that planning imports no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import configs
+from mae_bench.errors import UserError, unknown
+
+CONFIGS = Path(configs.__path__[0])
+Values = dict[str, Any]
+
+
+def list_recipes() -> list[str]:
+    """Names of all recipes: paths below configs/, without .py."""
+    return sorted(
+        path.relative_to(CONFIGS).with_suffix("").as_posix()
+        for path in CONFIGS.glob("*/*.py")
+        if path.parent.name != "tables" and path.name != "__init__.py"
+    )
+
+
+@cache
+def _literals(name: str) -> dict[str, Any]:
+    path = CONFIGS / f"{name}.py"
+    if not path.is_file():
+        raise unknown("recipe", name, list_recipes())
+    tree = ast.parse(path.read_text(), filename=str(path))
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            target = node.targets[0].id
+            if target in {"recipe", "smoke"}:
+                found[target] = ast.literal_eval(node.value)
+    if "recipe" not in found:
+        raise UserError(f"{path} has no literal `recipe = {{...}}`; see configs/ for examples")
+    return found
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None, smoke: bool = False) -> Values:
+    """Return the resolved recipe.
+
+    Args:
+        name: path below configs/, without .py, e.g. "detection/mini".
+        overrides: dotted key -> value, e.g. {"solver.iterations": 20}. The key must exist and the
+            value must be of the type that stands there (an int may replace a float).
+        smoke: apply the recipe's own `smoke` overrides first.
+
+    Raises:
+        UserError: unknown recipe or key (with the nearest names), or a value of another type.
+    """
+    found = _literals(name)
+    values: Values = copy.deepcopy(found["recipe"])
+    for key, value in {**(found.get("smoke", {}) if smoke else {}), **(overrides or {})}.items():
+        set_key(values, key, value, name)
+    return values
+
+
+def keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a recipe."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def set_key(values: Values, key: str, value: Any, name: str) -> None:
+    """Set one dotted key in place; see `load_recipe`."""
+    *sections, last = key.split(".")
+    place: Any = values
+    for section in sections:
+        place = place.get(section) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
+        raise unknown(f"override key for recipe {name}", key, keys(values))
+    old = place[last]
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    fits = old is None or value is None or type(old) is type(value)
+    if not fits:
+        raise UserError(
+            f"override {key}={value!r} of recipe {name} is {_kind(value)}; "
+            f"{_kind(old)} is needed, as in {key}={json.dumps(old)}"
+        )
+    place[last] = value
+
+
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__name__}"
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split KEY=VALUE as given on the command line; VALUE is a Python literal or else a string.
+
+    Raises:
+        UserError: no "=" in it.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} is not of the form KEY=VALUE, e.g. solver.base_lr=1e-3")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        lowered = {"true": True, "false": False, "none": None, "null": None}
+        return key, lowered.get(value.lower(), value)

@@ -1,0 +1,65 @@
+"""Inits: where the weights of a transfer run come from, and which pretraining makes them.
+
+Plain data, read by the planner; importing it loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_bench.registry import Registry
+
+# What MAE reconstructs. A new target is a class in targets.py and one line here; the init
+# `mae-<target>` follows from it.
+TARGETS = Registry(
+    "target",
+    {
+        "pixel": "tasks.pretraining.targets:Pixel",
+        "norm-pixel": "tasks.pretraining.targets:NormPixel",
+        "dvae-token": "tasks.pretraining.targets:DvaeToken",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Init:
+    """How an init is made.
+
+    Attributes:
+        task: task that makes it; None for weights that are random or only imported.
+        recipe: per scale, path below configs/.
+        overrides: recipe keys that set this init apart.
+        needs_tokenizer: a tokenizer is trained first and read as upstream "tokenizer".
+        imported: only a file given with `--init NAME=FILE` can provide it.
+    """
+
+    task: str | None = None
+    recipe: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    needs_tokenizer: bool = False
+    imported: bool = False
+
+
+def _mae(target: str) -> Init:
+    return Init(
+        task="pretraining",
+        recipe={"mini": "pretraining/mini_mae"},
+        overrides={"model.target": target},
+        needs_tokenizer=target == "dvae-token",
+    )
+
+
+INITS: dict[str, Init] = {
+    "random": Init(),
+    "supervised": Init(task="supervised", recipe={"mini": "pretraining/mini_supervised"}),
+    **{f"mae-{target}": _mae(target) for target in TARGETS},
+    "moco-v3": Init(imported=True),
+    "beit": Init(imported=True),
+}
+
+# The tokenizer behind `mae-dvae-token`: trained by its own task before the pretraining that uses it.
+TOKENIZER = Init(task="tokenizer", recipe={"mini": "pretraining/mini_tokenizer"})
+
+# What everything is pretrained on, per scale.
+PRETRAINING_DATASET = {"mini": "mini-imagenet", "paper": "imagenet"}
