@@ -4,7 +4,12 @@ from mae_bench.records import Column, Published, Row, Setting, Table
 
 
 def _column(
-    group: str, title: str, task: str, metric: str, mini: tuple[str, str], published: tuple[str, ...]
+    group: str,
+    title: str,
+    task: str,
+    metric: str,
+    mini: tuple[str, str],
+    published: tuple[str, ...],
 ) -> Column:
     dataset, recipe = mini
     kind, published_dataset, published_metric = published
