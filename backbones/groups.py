@@ -32,7 +32,7 @@ def parameter_rules(
 
     The encoder's parameters are known by identity, not by a name prefix, so it does not matter
     where the encoder sits. lr scale is layer_decay^(depth + 1 - layer), 1 for everything outside
-    of the encoder. No decay for tensors of one dimension (norms, biases), class token and positions.
+    of the encoder. No decay for tensors of one dimension (norms, biases), class token, positions.
 
     Args:
         layer_decay: 1 for none.

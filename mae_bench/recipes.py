@@ -48,7 +48,9 @@ def _literals(name: str) -> dict[str, Any]:
     return found
 
 
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None, smoke: bool = False) -> Values:
+def load_recipe(
+    name: str, overrides: Mapping[str, Any] | None = None, smoke: bool = False
+) -> Values:
     """Return the resolved recipe.
 
     Args:

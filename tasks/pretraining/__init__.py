@@ -58,7 +58,7 @@ INITS: dict[str, Init] = {
     "beit": Init(imported=True),
 }
 
-# The tokenizer behind `mae-dvae-token`: trained by its own task before the pretraining that uses it.
+# The tokenizer behind `mae-dvae-token`, trained by its own task before the pretraining.
 TOKENIZER = Init(task="tokenizer", recipe={"mini": "pretraining/mini_tokenizer"})
 
 # What everything is pretrained on, per scale.
