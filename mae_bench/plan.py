@@ -1,0 +1,367 @@
+"""Tables -> the graph of runs they need: pretraining first, each run once. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+
+from mae_bench.errors import UserError, unknown
+from mae_bench.recipes import CONFIGS, keys, load_recipe
+from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
+from tasks import TASK_VERSIONS, TASKS, data
+from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
+
+TABLES = tuple(sorted(path.stem for path in (CONFIGS / "tables").glob("[a-z]*.py")))
+GROUPS = {"transfer": ("table4", "table5", "table6", "table7"), "all": TABLES}
+
+
+class CellKey(NamedTuple):
+    """One seed of one number in a table."""
+
+    table: str
+    init: str
+    column: int
+    backbone: str
+    seed: int
+
+
+class CellPlan(NamedTuple):
+    """The run that fills a cell, or the reason why this scale cannot have it."""
+
+    run_id: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and the ids of the runs that must have finished before it."""
+
+    run: Run
+    dependencies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for.
+
+    Attributes:
+        tables: with the rows of `--init` added.
+        runs: every run needed, dependencies before what needs them.
+        cells: what each run is for; runs that only prepare others have none.
+        asked: ids of the runs that were asked for by themselves.
+    """
+
+    scale: Scale
+    runs: tuple[PlannedRun, ...]
+    tables: tuple[Table, ...] = ()
+    cells: Mapping[CellKey, CellPlan] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+
+
+def load_tables(names: Iterable[str]) -> list[Table]:
+    """Return the tables of these names (of tables or groups of tables), each once.
+
+    Raises:
+        UserError: unknown name.
+    """
+    wanted: dict[str, None] = {}
+    for name in names:
+        if name not in TABLES and name not in GROUPS:
+            raise unknown("table", name, {*TABLES, *GROUPS})
+        wanted.update(dict.fromkeys(GROUPS.get(name, (name,))))
+    return [importlib.import_module(f"configs.tables.{name}").TABLE for name in wanted]
+
+
+def check_scale(name: str) -> Scale:
+    """Return the scale of this name.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name not in get_args(Scale):
+        raise unknown("scale", name, get_args(Scale))
+    return cast(Scale, name)
+
+
+def make_plan(
+    tables: Sequence[Table],
+    scale: Scale,
+    seeds: Sequence[int],
+    data_root: Path,
+    only: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    inits: Mapping[str, Path] | None = None,
+) -> Plan:
+    """Return the graph of runs behind these tables.
+
+    Args:
+        only: filters FIELD=GLOB over the fields of `CellKey` and of its run (task, dataset); a cell
+            must pass all of them. What an asked-for run needs upstream stays in.
+        overrides: recipe key -> value, for every recipe that has the key; "TASK:key" for one task.
+        inits: init -> checkpoint file, instead of a pretraining; a name that no table has is a
+            new row in each.
+
+    Raises:
+        UserError: a table lacks the scale, nothing passes `only`, an override fits no recipe.
+    """
+    planner = Planner(scale, data_root, overrides or {}, smoke, inits or {})
+    tables = _add_rows(tables, planner.inits)
+    asked = _filter([cell for table in tables for cell in _cells(table, scale, seeds)], only)
+    cells = {cell.key: planner.cell(cell) for cell in asked}
+    planner.check_overrides()
+    return Plan(scale, tuple(planner.runs.values()), tuple(tables), cells)
+
+
+def plan_transfer(planner: Planner, task: str, setting: Setting, init: str, seed: int) -> Plan:
+    """Return the plan of one transfer run and what it needs.
+
+    Raises:
+        UserError: the init cannot be had at this scale.
+    """
+    reason = planner.missing(init)
+    if reason:
+        raise UserError(f"init {init!r}: {reason}")
+    run_id = planner.transfer(task, setting, init, setting.backbones[0], seed)
+    planner.check_overrides()
+    return Plan(planner.scale, tuple(planner.runs.values()), asked=(run_id,))
+
+
+def plan_pretraining(planner: Planner, init: str, backbone: str, seed: int) -> Plan:
+    """Return the plan of one pretraining and what it needs.
+
+    Raises:
+        UserError: the init is not made by a pretraining of this scale.
+    """
+    reason = planner.missing(init)
+    run_id = None if reason else planner.weights(init, backbone, seed)["backbone"].run_id
+    if run_id is None:
+        raise UserError(f"init {init!r}: {reason or 'comes from a file, nothing to train'}")
+    planner.check_overrides()
+    return Plan(planner.scale, tuple(planner.runs.values()), asked=(run_id,))
+
+
+class Cell(NamedTuple):
+    """A cell on its way into the plan."""
+
+    key: CellKey
+    task: str
+    setting: Setting | None
+
+    def field(self, name: str) -> str:
+        """What `--only` compares for this field."""
+        if name == "task":
+            return self.task
+        if name == "dataset":
+            return self.setting.dataset if self.setting else ""
+        return str(getattr(self.key, name))
+
+
+FIELDS = ("table", "init", "task", "dataset", "backbone", "seed")
+
+
+def _add_rows(tables: Sequence[Table], inits: Iterable[str]) -> list[Table]:
+    known = {row.init for table in tables for row in table.rows}
+    new = tuple(Row(init=name, title=name) for name in inits if name not in known)
+    return [table.model_copy(update={"rows": table.rows + new}) for table in tables]
+
+
+def _cells(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Cell]:
+    settings = [column.scales.get(scale) for column in table.columns]
+    backbones = dict.fromkeys(name for setting in settings if setting for name in setting.backbones)
+    if not backbones:
+        scales = sorted({name for column in table.columns for name in column.scales})
+        raise UserError(
+            f"{table.name} has no scale {scale!r}. It has: {', '.join(scales)}. "
+            f"Give --scale {scales[0]} or another table"
+        )
+    return [
+        Cell(CellKey(table.name, row.init, index, backbone, seed), column.task, setting)
+        for row in table.rows
+        for index, (column, setting) in enumerate(zip(table.columns, settings, strict=True))
+        for backbone in (setting.backbones if setting else backbones)
+        for seed in seeds
+    ]
+
+
+def _filter(cells: list[Cell], only: Sequence[str]) -> list[Cell]:
+    for expression in only:
+        name, equals, pattern = expression.partition("=")
+        if not equals:
+            raise UserError(f"--only {expression!r} is not of the form FIELD=GLOB, e.g. init=mae*")
+        if name not in FIELDS:
+            raise unknown("field in --only", name, FIELDS)
+        kept = [cell for cell in cells if fnmatchcase(cell.field(name), pattern)]
+        if not kept:
+            raise unknown(f"{name} in --only", pattern, {cell.field(name) for cell in cells})
+        cells = kept
+    return cells
+
+
+class Planner:
+    """Collects runs, each once, with what they need.
+
+    Args:
+        inits: init -> checkpoint file.
+
+    Raises:
+        UserError: a checkpoint file that is not there.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        data_root: Path,
+        overrides: Mapping[str, Any],
+        smoke: bool,
+        inits: Mapping[str, Path],
+    ):
+        self.scale = scale
+        self.runs: dict[str, PlannedRun] = {}
+        self.inits = {name: _read_checkpoint(name, path) for name, path in inits.items()}
+        self._data_root = data_root
+        self._smoke = smoke
+        self._overrides = dict(overrides)
+        self._unused = dict(overrides)
+        self._known_keys: set[str] = set()
+        self._fingerprints: dict[str, str] = {}
+        for key in overrides:
+            task, colon, _ = key.rpartition(":")
+            if colon and task not in TASKS:
+                raise unknown("task in --set", task, TASKS)
+
+    def cell(self, cell: Cell) -> CellPlan:
+        """Plan what fills a cell."""
+        if cell.setting is None:
+            return CellPlan(None, f"has no scale {self.scale}")
+        reason = self.missing(cell.key.init)
+        if reason:
+            return CellPlan(None, reason)
+        key = cell.key
+        return CellPlan(self.transfer(cell.task, cell.setting, key.init, key.backbone, key.seed))
+
+    def missing(self, name: str) -> str | None:
+        """Return why this scale cannot have an init, None if it can.
+
+        Raises:
+            UserError: unknown init.
+        """
+        if name in self.inits:
+            return None
+        if name not in INITS:
+            raise unknown("init", name, {*INITS, *self.inits})
+        init = INITS[name]
+        if init.imported:
+            return f"only imported: give --init {name}=FILE"
+        if init.task and self.scale not in init.recipe:
+            return f"no {self.scale} recipe to pretrain it: give --init {name}=FILE"
+        return None
+
+    def transfer(self, task: str, setting: Setting, init: str, backbone: str, seed: int) -> str:
+        """Add one transfer run and what it needs; returns its id."""
+        return self._add(
+            task=task,
+            dataset=setting.dataset,
+            backbone=backbone,
+            init=init,
+            recipe=setting.recipe,
+            upstream=self.weights(init, backbone, seed),
+            seed=seed,
+        )
+
+    def weights(self, init: str, backbone: str, seed: int) -> dict[str, Upstream]:
+        """Return where a transfer run's backbone comes from, adding its pretraining."""
+        if init in self.inits:
+            return {"backbone": self.inits[init]}
+        made = INITS[init]
+        if made.task is None:
+            return {}
+        upstream = {}
+        if made.needs_tokenizer:
+            tokenizer = self._pretrain("tokenizer", TOKENIZER, backbone, seed, {})
+            upstream["tokenizer"] = Upstream(run_id=tokenizer)
+        return {"backbone": Upstream(run_id=self._pretrain(init, made, backbone, seed, upstream))}
+
+    def _pretrain(
+        self, name: str, init: Init, backbone: str, seed: int, upstream: dict[str, Upstream]
+    ) -> str:
+        assert init.task is not None
+        return self._add(
+            task=init.task,
+            dataset=PRETRAINING_DATASET[self.scale],
+            backbone=backbone,
+            init=name,
+            recipe=init.recipe[self.scale],
+            upstream=upstream,
+            seed=seed,
+            fixed=init.overrides,
+        )
+
+    def _add(
+        self,
+        *,
+        task: str,
+        dataset: str,
+        backbone: str,
+        init: str,
+        recipe: str,
+        upstream: dict[str, Upstream],
+        seed: int,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> str:
+        if dataset not in self._fingerprints:
+            self._fingerprints[dataset] = data.fingerprint(dataset, self._data_root)
+        run = Run(
+            task=task,
+            task_version=TASK_VERSIONS[task],
+            dataset=dataset,
+            data_fingerprint=self._fingerprints[dataset],
+            backbone=backbone,
+            init=init,
+            recipe=recipe,
+            recipe_values=self._resolve(task, recipe, fixed or {}),
+            upstream=upstream,
+            seed=seed,
+        )
+        needs = tuple(weights.run_id for weights in upstream.values() if weights.run_id)
+        self.runs.setdefault(run.id, PlannedRun(run, needs))
+        return run.id
+
+    def _resolve(self, task: str, recipe: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Resolve a recipe: smoke first, then the user's overrides, then what makes the init."""
+        has = set(keys(load_recipe(recipe)))
+        self._known_keys |= has
+        chosen = {}
+        for given, value in self._overrides.items():
+            only_task, _, key = given.rpartition(":")
+            if only_task not in {"", task} or key not in has:
+                continue
+            if key in fixed:
+                raise UserError(f"{given} is set by the init itself; ask for another init instead")
+            chosen[key] = value
+            self._unused.pop(given, None)
+        return load_recipe(recipe, {**chosen, **fixed}, self._smoke)
+
+    def check_overrides(self) -> None:
+        """Refuse overrides that fit none of the recipes seen.
+
+        Raises:
+            UserError: with the nearest keys.
+        """
+        for given in self._unused:
+            raise unknown("override key", given.rpartition(":")[2], self._known_keys)
+
+
+def _read_checkpoint(name: str, path: Path) -> Upstream:
+    if name == "random":
+        raise UserError("--init random=FILE: random weights come from no file; use another name")
+    if not path.is_file():
+        raise UserError(f"--init {name}={path}: there is no such file")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Upstream(checkpoint=str(path.absolute()), sha256=digest)
