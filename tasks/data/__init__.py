@@ -1,0 +1,151 @@
+"""Datasets on disk: their names, where they lie, what identifies them.
+
+Importing this module loads neither torch nor OpenCV, so that planning can ask for fingerprints.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_bench.errors import UserError, unknown
+from tasks.data.formats import READERS, Ade20kSplit, CocoSplit, LabeledImages
+from tasks.data.specs import SPECS, Spec, spec_fingerprint
+
+__all__ = [
+    "DATASETS",
+    "Ade20kSplit",
+    "CocoSplit",
+    "Dataset",
+    "LabeledImages",
+    "ade20k_split",
+    "classification_split",
+    "coco_split",
+    "fingerprint",
+    "get_dataset",
+    "prepare",
+]
+
+MARKER = "fingerprint.txt"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that can be named.
+
+    Attributes:
+        layout: key of `formats.READERS`.
+        spec: how it is generated; None for one that must be there.
+    """
+
+    layout: str
+    spec: Spec | None = None
+
+
+DATASETS: dict[str, Dataset] = {
+    "mini-imagenet": Dataset("imagefolder", SPECS["mini-imagenet"]),
+    "mini-coco": Dataset("coco", SPECS["mini-coco"]),
+    "mini-ade20k": Dataset("ade20k", SPECS["mini-ade20k"]),
+    "mini-inat": Dataset("inat", SPECS["mini-inat"]),
+    "mini-places": Dataset("places365", SPECS["mini-places"]),
+}
+CLASSIFICATION_LAYOUTS = ("imagefolder", "inat", "places365")
+
+
+def get_dataset(name: str) -> Dataset:
+    """Look a dataset up; UserError with the nearest names if it is not known."""
+    if name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
+    return DATASETS[name]
+
+
+def fingerprint(name: str, data_root: Path) -> str:
+    """Hex digits that identify the dataset's content; for a generated one known beforehand."""
+    spec = get_dataset(name).spec
+    if spec is None:
+        raise UserError(f"dataset {name!r} below {data_root} has no fingerprint yet")
+    return spec_fingerprint(spec)
+
+
+def prepare(name: str, data_root: Path, spec: Spec | None = None) -> None:
+    """Generate a miniature set unless it is there, whole and of this fingerprint.
+
+    Drawn in a folder beside its place and renamed at the end, under a lock: it appears whole or
+    not at all, and of several processes that ask at once one draws and the others wait.
+
+    Args:
+        spec: takes the place of the registered one (tests draw smaller sets).
+
+    Raises:
+        UserError: the data root cannot be written.
+    """
+    spec = spec or get_dataset(name).spec
+    if spec is None:
+        return
+    folder, expected = data_root / name, spec_fingerprint(spec)
+    if _is_whole(folder, expected):
+        return
+    try:
+        with _locked(data_root / f".{name}.lock"):
+            if not _is_whole(folder, expected):
+                _generate(spec, folder, expected)
+    except OSError as error:
+        raise UserError(
+            f"cannot write dataset {name!r} below {data_root}: {error.strerror or error}; "
+            "make room there or choose another --data-root"
+        ) from error
+
+
+def _is_whole(folder: Path, expected: str) -> bool:
+    marker = folder / MARKER
+    return marker.is_file() and marker.read_text().strip() == expected
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _generate(spec: Spec, folder: Path, expected: str) -> None:
+    from tasks.data.miniature import write
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    write(spec, partial)
+    (partial / MARKER).write_text(expected + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _read(name: str, data_root: Path, split: str, layouts: tuple[str, ...], use: str):
+    dataset = get_dataset(name)
+    if dataset.layout not in layouts:
+        suitable = ", ".join(n for n, d in DATASETS.items() if d.layout in layouts)
+        raise UserError(f"dataset {name!r} is not one for {use}; these are: {suitable}")
+    root = data_root / name if dataset.spec else data_root
+    return READERS[dataset.layout](root, split)
+
+
+def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:
+    """Images and labels of "train" or "val"."""
+    return _read(name, data_root, split, CLASSIFICATION_LAYOUTS, "classification")
+
+
+def coco_split(name: str, data_root: Path, split: str) -> CocoSplit:
+    """Instance file and image folder of "train" or "val"."""
+    return _read(name, data_root, split, ("coco",), "detection")
+
+
+def ade20k_split(name: str, data_root: Path, split: str) -> Ade20kSplit:
+    """Image and map folders of "train" or "val"."""
+    return _read(name, data_root, split, ("ade20k",), "segmentation")
