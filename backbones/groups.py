@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from backbones.vit import VisionTransformer
+from mae_bench.job import write_atomically
+
+# Encoder parameters of more than one dimension that fine-tuning does not decay.
+NO_DECAY = frozenset({"pos_embed", "cls_token"})
 
 
 @dataclass(frozen=True)
@@ -26,26 +31,32 @@ class ParameterRule:
 
 
 def parameter_rules(
-    model: nn.Module, encoder: VisionTransformer, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    encoder: VisionTransformer | None,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    no_decay: frozenset[str] = NO_DECAY,
 ) -> list[ParameterRule]:
     """Decide lr scale and weight decay of every trainable parameter of `model`.
 
     The encoder's parameters are known by identity, not by a name prefix, so it does not matter
     where the encoder sits. lr scale is layer_decay^(depth + 1 - layer), 1 for everything outside
-    of the encoder. No decay for tensors of one dimension (norms, biases), class token, positions.
+    of the encoder. No decay for tensors of one dimension (norms, biases) and for `no_decay`.
 
     Args:
+        encoder: None for a model without one; every layer is then layer 0.
         layer_decay: 1 for none.
+        no_decay: names of encoder parameters of more than one dimension that are not decayed.
     """
-    inside = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    inside = {id(p): name for name, p in encoder.named_parameters()} if encoder else {}
+    last = encoder.depth + 1 if encoder else 0
     rules = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         own_name = inside.get(id(parameter))
-        last = encoder.depth + 1
-        layer = last if own_name is None else encoder.layer_id(own_name)
-        exempt = parameter.dim() <= 1 or own_name in {"pos_embed", "cls_token"}
+        layer = encoder.layer_id(own_name) if encoder and own_name else last
+        exempt = parameter.dim() <= 1 or own_name in no_decay
         decay = 0.0 if exempt else weight_decay
         rules.append(ParameterRule(name, layer, layer_decay ** (last - layer), decay))
     return rules
@@ -69,3 +80,10 @@ def parameter_groups(
         )
         group["params"].append(parameters[rule.name])
     return list(groups.values())
+
+
+def write_rules(rules: Iterable[ParameterRule], path: Path) -> None:
+    """Write the rules as a CSV table, for the run's folder."""
+    lines = ["name,layer,lr_scale,weight_decay"]
+    lines += [f"{r.name},{r.layer},{r.lr_scale!r},{r.weight_decay!r}" for r in rules]
+    write_atomically(path, "\n".join(lines) + "\n")

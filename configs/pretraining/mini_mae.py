@@ -1,0 +1,39 @@
+"""MAE pretraining on the miniature; every MAE init shares it and sets only `model.target`.
+
+Differs from arXiv:2111.06377 Table 8 in everything that size dictates: 64 px images, 8 px patches,
+a decoder of 1 block of width 64, a short schedule. As in the paper: AdamW with betas 0.9/0.95 and
+weight decay 0.05, linear warm-up and half a cosine, random resized crops of scale 0.2-1 and flips,
+75% random masking, loss on masked patches.
+"""
+
+recipe = {
+    "data": {
+        "image_size": 64,
+        "crop_scale": [0.2, 1.0],
+        "crop_ratio": 1.0,
+        "val_images": 128,
+        "cache": True,
+    },
+    "model": {
+        "target": "norm-pixel",
+        "mask_ratio": 0.75,
+        "decoder_width": 64,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    },
+    "solver": {
+        "iterations": 2000,
+        "batch_size": 128,
+        "base_lr": 3e-3,
+        "min_lr": 0.0,
+        "optimizer": "adamw",
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.05,
+        "layer_decay": 1.0,
+        "warmup_iterations": 100,
+        "amp": None,
+        "num_workers": 0,
+        "save_every": 200,
+    },
+}
+smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

@@ -1,0 +1,31 @@
+"""Supervised pretraining on the miniature, the same images and steps as MAE's.
+
+Differs from arXiv:2111.06377 Table 11 in size and schedule, and leaves out RandAugment, mixup,
+cutmix and EMA: at this length they only slow the fit.
+"""
+
+recipe = {
+    "data": {
+        "image_size": 64,
+        "crop_scale": [0.2, 1.0],
+        "crop_ratio": 1.0,
+        "val_images": 600,
+        "cache": True,
+    },
+    "model": {"drop_path_rate": 0.0, "label_smoothing": 0.1},
+    "solver": {
+        "iterations": 1000,
+        "batch_size": 128,
+        "base_lr": 2e-3,
+        "min_lr": 0.0,
+        "optimizer": "adamw",
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.05,
+        "layer_decay": 1.0,
+        "warmup_iterations": 100,
+        "amp": None,
+        "num_workers": 0,
+        "save_every": 200,
+    },
+}
+smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

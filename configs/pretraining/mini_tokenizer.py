@@ -1,0 +1,35 @@
+"""The discrete VAE behind `mae-dvae-token` on the miniature, one id per 8 px patch."""
+
+recipe = {
+    "data": {
+        "image_size": 64,
+        "crop_scale": [0.2, 1.0],
+        "crop_ratio": 1.0,
+        "val_images": 128,
+        "cache": True,
+    },
+    "model": {
+        "stride": 8,
+        "num_codes": 128,
+        "width": 64,
+        # Gumbel-softmax temperature falls from 1 to this, exponentially (arXiv:2102.12092: 1/16).
+        "final_temperature": 0.0625,
+        # Weight of the KL term per id beside a mean squared error per pixel value.
+        "prior": 1e-4,
+    },
+    "solver": {
+        "iterations": 600,
+        "batch_size": 32,
+        "base_lr": 1.6e-2,
+        "min_lr": 0.0,
+        "optimizer": "adamw",
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "layer_decay": 1.0,
+        "warmup_iterations": 50,
+        "amp": None,
+        "num_workers": 0,
+        "save_every": 100,
+    },
+}
+smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

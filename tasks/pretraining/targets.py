@@ -1,0 +1,103 @@
+"""What MAE reconstructs. One class per target; `TARGETS` in this package names them.
+
+A target says how many numbers are predicted per patch (`dim`), computes the truth for the masked
+patches only, and has its loss. Shapes: B batch, M masked patches, P = p*p*C values of a patch.
+
+Source: arXiv:2111.06377 Sec. 3 and Table 1d.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.vit import take
+from mae_bench.errors import UserError
+from tasks.data.images import denormalise
+from tasks.pretraining.tokenizer import load_tokenizer
+
+
+class Pixel(nn.Module):
+    """The (mean/std-normalised) pixels of a patch; mean squared error."""
+
+    def __init__(self, patch_size: int, tokenizer: Path | None = None):
+        super().__init__()
+        self.dim = patch_size**2 * 3
+
+    def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
+        """Truth for the masked patches.
+
+        Args:
+            images: (B, C, H, W), `patches`: (B, L, P) of the same, `masked`: (B, M) indices.
+
+        Returns:
+            (B, M, P).
+        """
+        return take(patches, masked)
+
+    def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """Mean over the values of a patch, then over all masked patches of the batch."""
+        return F.mse_loss(prediction.float(), truth)
+
+    def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> Tensor:
+        """Predictions (B, M, P) as displayable patches; `truth_patches` (B, M, P) may help."""
+        return prediction.float()
+
+
+class NormPixel(Pixel):
+    """Pixels normalised by each patch's own mean and (unbiased) variance."""
+
+    EPSILON = 1e-6
+
+    def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
+        """(B, M, P), zero mean and unit variance per patch."""
+        mean, deviation = self._statistics(take(patches, masked))
+        return (take(patches, masked) - mean) / deviation
+
+    def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> Tensor:
+        """Undo the normalisation with the true patch's statistics (for display only)."""
+        mean, deviation = self._statistics(truth_patches)
+        return prediction.float() * deviation + mean
+
+    def _statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=1)
+        return mean, (variance + self.EPSILON).sqrt()
+
+
+class DvaeToken(nn.Module):
+    """The id that a discrete VAE gives a patch; cross-entropy over its codebook.
+
+    Args:
+        tokenizer: checkpoint of the `tokenizer` task.
+
+    Raises:
+        UserError: no tokenizer, or one whose grid differs from the encoder's patches.
+    """
+
+    def __init__(self, patch_size: int, tokenizer: Path | None = None):
+        super().__init__()
+        if tokenizer is None:
+            raise UserError("target dvae-token needs a trained tokenizer upstream; none was given")
+        self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False).eval()
+        if self.tokenizer.stride != patch_size:
+            raise UserError(
+                f"the tokenizer gives one id per {self.tokenizer.stride} px, the encoder's patches "
+                f"are {patch_size} px; they must be equal"
+            )
+        self.dim = self.tokenizer.num_codes
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
+        """Ids of the masked patches, (B, M) int64; `images` as in `Pixel.forward`."""
+        ids = self.tokenizer.encode(denormalise(images)).flatten(1)
+        return ids.gather(1, masked)
+
+    def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """Mean cross-entropy over the masked patches, as in BEiT."""
+        return F.cross_entropy(prediction.float().flatten(0, 1), truth.flatten())
+
+    def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> None:
+        """Nothing: a token has no pixels of its own."""

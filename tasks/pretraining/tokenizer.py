@@ -1,0 +1,170 @@
+"""A discrete VAE that turns patches into ids, and the task that trains it.
+
+Shapes: B batch, K codes, s stride (pixels per id along a side), h = H/s, w = W/s.
+
+Source: arXiv:2102.12092 Sec. 2.1 (Gumbel-softmax relaxation, temperature annealed to 1/16).
+Differs: reconstruction by mean squared error instead of the logit-Laplace likelihood, and a prior
+weight that is small from the start; both as in public re-implementations of BEiT's tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mae_bench.errors import UserError
+from mae_bench.job import Job, write_atomically
+from mae_bench.records import Metric, Outcome, Picture
+from tasks import engine
+from tasks.data.images import ImageDataset, denormalise, labelled_sets
+from tasks.pretraining.pictures import image_grid
+
+FORMAT = "mae-bench-tokenizer"
+
+
+class Tokenizer(nn.Module):
+    """Convolutional encoder to K logits per s x s pixels, codebook, convolutional decoder.
+
+    Works on images in [0, 1].
+    """
+
+    def __init__(self, *, stride: int, num_codes: int, width: int):
+        super().__init__()
+        if stride < 2 or stride & (stride - 1):
+            raise UserError(f"tokenizer stride {stride} is not a power of two of at least 2")
+        self.stride, self.num_codes, self.width = stride, num_codes, width
+        halvings = int(math.log2(stride))
+        widths = [max(16, width >> (halvings - 1 - i)) for i in range(halvings)]
+        down: list[nn.Module] = []
+        for before, after in zip([3, *widths], widths, strict=False):
+            down += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
+        self.encoder = nn.Sequential(
+            *down, nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, num_codes, 1)
+        )
+        self.codebook = nn.Embedding(num_codes, width)
+        up: list[nn.Module] = []
+        for before, after in zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True):
+            up += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
+        self.decoder = nn.Sequential(*up, nn.Conv2d(widths[0], 3, 1))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, K, h, w)."""
+        return self.encoder(images * 2 - 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> ids (B, h, w), int64."""
+        return self.logits(images).argmax(dim=1)
+
+    def decode(self, one_hot: Tensor) -> Tensor:
+        """(B, K, h, w) weights over codes -> images (B, 3, H, W) in [0, 1] (not clipped)."""
+        z = torch.einsum("bkhw,kd->bdhw", one_hot, self.codebook.weight)
+        return self.decoder(z)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images through their ids and back."""
+        one_hot = F.one_hot(self.encode(images), self.num_codes)
+        return self.decode(one_hot.permute(0, 3, 1, 2).float())
+
+
+class TokenizerTraining(BaseModel):
+    """Gumbel-softmax training of a tokenizer inside mmengine's loop."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, iterations: int, final_temperature: float, prior: float
+    ):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.prior = prior
+        self.cooling = math.log(final_temperature) / iterations
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def forward(self, images: Tensor, labels: Tensor, mode: str = "loss") -> dict[str, Tensor]:
+        """Losses of a batch of normalised images (B, 3, H, W)."""
+        images = denormalise(images)
+        logits = self.tokenizer.logits(images).float()
+        temperature = math.exp(self.cooling * int(self.step))
+        self.step += 1
+        soft = F.gumbel_softmax(logits, tau=temperature, dim=1)
+        reconstruction = F.mse_loss(self.tokenizer.decode(soft).float(), images)
+        log_q = logits.log_softmax(dim=1)
+        # KL of the posterior from the uniform prior, per id.
+        kl = (log_q.exp() * (log_q + math.log(self.tokenizer.num_codes))).sum(1).mean()
+        return {"loss_reconstruction": reconstruction, "loss_prior": self.prior * kl}
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write weights and sizes as safetensors; the file appears whole or not at all."""
+    sizes = {name: getattr(tokenizer, name) for name in ("stride", "num_codes", "width")}
+    header = {"format": FORMAT, "sizes": json.dumps(sizes)}
+    weights = {k: v.cpu().contiguous() for k, v in tokenizer.state_dict().items()}
+    write_atomically(path, save(weights, metadata=header), durable=True)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read what `save_tokenizer` wrote.
+
+    Raises:
+        UserError: not such a file.
+    """
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise UserError(f"{path} is not a tokenizer written by MAE-bench")
+        tokenizer = Tokenizer(**json.loads(header["sizes"]))
+        tokenizer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return tokenizer
+
+
+def run(job: Job) -> Outcome:
+    """Train a tokenizer; score its reconstruction and how much of the codebook is in use."""
+    data, model = job.recipe["data"], job.recipe["model"]
+    engine.seed_all(job.run.seed, 0)
+    train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
+    tokenizer = Tokenizer(
+        stride=model["stride"], num_codes=model["num_codes"], width=model["width"]
+    )
+    training = TokenizerTraining(
+        tokenizer,
+        job.recipe["solver"]["iterations"],
+        model["final_temperature"],
+        model["prior"],
+    )
+    trained = engine.fit(job, training, None, train_set)
+    save_tokenizer(tokenizer, job.folder / "tokenizer.safetensors")
+    metrics, picture = _score(tokenizer, val_set, job)
+    return Outcome(
+        metrics=metrics,
+        checkpoint="tokenizer.safetensors",
+        pictures=(picture,),
+        images_per_second=trained.images_per_second,
+        facts={"parameters": sum(p.numel() for p in tokenizer.parameters())},
+    )
+
+
+@torch.no_grad()
+def _score(
+    tokenizer: Tokenizer, val_set: ImageDataset, job: Job
+) -> tuple[dict[str, Metric], Picture]:
+    tokenizer.eval()
+    images = denormalise(torch.stack([val_set[i]["images"] for i in range(len(val_set))]))
+    ids = tokenizer.encode(images)
+    rebuilt = tokenizer.reconstruct(images).clamp(0, 1)
+    mse = F.mse_loss(rebuilt, images).item()
+    shares = torch.bincount(ids.flatten(), minlength=tokenizer.num_codes).double()
+    shares = shares[shares > 0] / shares.sum()
+    perplexity = (-(shares * shares.log()).sum()).exp().item()
+    image_grid([images[:12], rebuilt[:12]], ["original", "from ids"], job.folder / "rebuilt.png")
+    metrics = {
+        "psnr": Metric(value=-10 * math.log10(mse), unit="dB"),
+        "codes_used": Metric(value=100.0 * len(shares) / tokenizer.num_codes, unit="%"),
+        "code_perplexity": Metric(value=perplexity, unit="codes"),
+    }
+    return metrics, Picture(path="rebuilt.png", caption="Images and their way through ids")
