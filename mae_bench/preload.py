@@ -1,0 +1,35 @@
+"""Imported once by the fork server: the engines that runs need, so that each starts in no time.
+
+Forking after these imports is safe because importing starts no thread and touches no GPU. What
+cannot be imported is left to the run that needs it, whose log then says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+
+import mae_bench.runner  # noqa: F401
+from tasks import TASKS
+
+VARIABLE = "MAE_BENCH_PRELOAD"
+
+
+def preload(names: list[str]) -> None:
+    """Import torch and these tasks, quietly."""
+    with (
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        with contextlib.suppress(Exception):
+            __import__("torch")
+        for name in names:
+            with contextlib.suppress(Exception):
+                TASKS[name]
+
+
+if VARIABLE in os.environ:
+    preload(os.environ[VARIABLE].split())

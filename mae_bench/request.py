@@ -1,0 +1,84 @@
+"""What was asked for: kept in the work folder, so that `status` and `report` know it too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mae_bench.errors import UserError
+from mae_bench.job import write_atomically
+from mae_bench.plan import Plan, Planner, load_tables, make_plan, plan_pretraining, plan_transfer
+from mae_bench.records import Scalar, Scale, Setting, Strict
+from mae_bench.workspace import Workspace
+
+FILE = "request.json"
+
+
+class Single(Strict):
+    """One run instead of tables: a pretraining if `setting` is None, else a transfer."""
+
+    init: str
+    backbone: str
+    task: str | None = None
+    setting: Setting | None = None
+
+
+class Request(Strict):
+    """The arguments of `reproduce`, `pretrain` or `transfer`; see `plan.make_plan`."""
+
+    tables: tuple[str, ...] = ()
+    single: Single | None = None
+    scale: Scale
+    seeds: tuple[int, ...]
+    data_root: Path
+    only: tuple[str, ...] = ()
+    overrides: dict[str, Scalar | list[Scalar]] = {}
+    smoke: bool = False
+    inits: dict[str, Path] = {}
+
+    def plan(self) -> Plan:
+        """Return the graph of runs behind it.
+
+        Raises:
+            UserError: see `plan.make_plan`.
+        """
+        if self.single is None:
+            return make_plan(
+                load_tables(self.tables),
+                self.scale,
+                self.seeds,
+                self.data_root,
+                self.only,
+                self.overrides,
+                self.smoke,
+                self.inits,
+            )
+        one, seed = self.single, self.seeds[0]
+        planner = Planner(self.scale, self.data_root, self.overrides, self.smoke, self.inits)
+        if one.task is None or one.setting is None:
+            return plan_pretraining(planner, one.init, one.backbone, seed)
+        return plan_transfer(planner, one.task, one.setting, one.init, seed)
+
+    def save(self, workspace: Workspace) -> None:
+        """Leave it in the work folder."""
+        write_atomically(workspace.root / FILE, self.model_dump_json(indent=1))
+
+    @classmethod
+    def read(cls, workspace: Workspace) -> Request:
+        """Return what was asked for last in this work folder.
+
+        Raises:
+            UserError: nothing was, or the folder is of another schema version.
+        """
+        workspace.check()
+        path = workspace.root / FILE
+        if not path.is_file():
+            raise UserError(
+                f"nothing was asked for yet in work folder {workspace.root}; "
+                "run `mae-bench reproduce transfer` first, or give another --work-dir"
+            )
+        try:
+            return cls.model_validate_json(path.read_text())
+        except ValueError:
+            raise UserError(
+                f"{path} cannot be read; run the `mae-bench reproduce` that wrote it again"
+            ) from None

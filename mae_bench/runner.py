@@ -1,0 +1,264 @@
+"""One run in its folder: claim, effective config, seeds, log, task, provenance, record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from mae_bench.job import Job, write_atomically
+from mae_bench.plan import PlannedRun
+from mae_bench.records import Outcome, Provenance, Record, Run
+from mae_bench.workspace import Workspace
+from tasks import TASKS, data
+
+PACKAGES = (
+    "mae-bench",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "onedl-mmengine",
+    "onedl-mmcv",
+    "onedl-mmsegmentation",
+    "pb1-detectron2",
+    "detectron2",
+    "pycocotools",
+    "opencv-python-headless",
+)
+# One thread a run: sums keep their order, so a result depends neither on --workers nor on the
+# number of cores, and a resumed run repeats the interrupted one bit by bit.
+THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+}
+ERROR_LINES = 6
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where runs happen: the work folder, the datasets, and the command that asked for them."""
+
+    work_dir: Path
+    data_root: Path
+    command: str = ""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The work folder."""
+        return Workspace(self.work_dir)
+
+
+def execute(planned: PlannedRun, site: Site) -> Record:
+    """Do one run unless it is done; returns its record, also when the run failed.
+
+    An interrupted run is called again in the same folder and continues from what it left there.
+    Call it in a process of its own: it takes over stdout, stderr and the random generators.
+    """
+    run, workspace = planned.run, site.workspace
+    with workspace.claim(run.id) as spent:
+        done = workspace.record(run.id)
+        if done and done.status == "ok":
+            return done
+        folder = workspace.folder(run.id)
+        (folder / "record.json").unlink(missing_ok=True)
+        started = time.time()
+        with _log_to(folder / "log.txt"):
+            print(f"{run.label} ({run.id}), started {_utc(started)}", flush=True)
+            try:
+                outcome = _train(run, folder, site)
+                record = make_record(run, site, started - spent, outcome, peak_memory_mb=_peak())
+            except Exception:
+                traceback.print_exc()
+                lines = traceback.format_exc().strip().splitlines()
+                error = "\n".join(lines[-ERROR_LINES:])
+                record = make_record(run, site, started - spent, None, error, _peak())
+        save(record, folder)
+        return record
+
+
+def save(record: Record, folder: Path) -> None:
+    """Leave the record in the run's folder, whole and durable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "record.json", record.model_dump_json(indent=1), durable=True)
+
+
+def _train(run: Run, folder: Path, site: Site) -> Outcome:
+    config = {"id": run.id, "run": run.model_dump(mode="json"), "data_root": str(site.data_root)}
+    write_atomically(folder / "config.json", json.dumps(config, indent=1))
+    upstream = _upstream(run, site.workspace)
+    data.prepare(run.dataset, site.data_root)
+    task = TASKS[run.task]
+    _seed(run.seed)
+    outcome = task(Job(run, folder, site.data_root, upstream))
+    assert isinstance(outcome, Outcome), f"task {run.task} returned {type(outcome).__name__}"
+    return outcome
+
+
+def _upstream(run: Run, workspace: Workspace) -> dict[str, Path]:
+    """Return role -> checkpoint file, each verified against the hash that was recorded for it."""
+    found = {}
+    for role, weights in run.upstream.items():
+        if weights.run_id is None:
+            path, expected = Path(str(weights.checkpoint)), weights.sha256
+        else:
+            record = workspace.record(weights.run_id)
+            if record is None or record.outcome is None or record.outcome.checkpoint is None:
+                raise FileNotFoundError(f"run {weights.run_id} left no {role} checkpoint")
+            path = workspace.folder(weights.run_id) / record.outcome.checkpoint
+            expected = record.checkpoint_sha256
+        if not path.is_file() or _sha256(path) != expected:
+            raise FileNotFoundError(
+                f"{role} checkpoint {path} is gone or has changed since it was recorded; "
+                "remove the folder of the run that made it, and run again"
+            )
+        found[role] = path
+    return found
+
+
+def _seed(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send stdout and stderr, of C code and child processes too, to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2), sys.stdout, sys.stderr
+    with path.open("a", buffering=1) as log:
+        try:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            sys.stdout = sys.stderr = log
+            yield
+        finally:
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            os.close(saved[0])
+            os.close(saved[1])
+            sys.stdout, sys.stderr = saved[2:]
+
+
+def make_record(
+    run: Run,
+    site: Site,
+    started: float,
+    outcome: Outcome | None = None,
+    error: str | None = None,
+    peak_memory_mb: float = math.nan,
+) -> Record:
+    """Return the record of a run that has just ended, in this process or in one that died.
+
+    Args:
+        started: Unix time, moved back by the seconds of interrupted attempts.
+        error: why it failed; None if it did not.
+        peak_memory_mb: resident memory of its process; NaN when that died and took it along.
+    """
+    digest = None
+    if outcome and outcome.checkpoint:
+        digest = _sha256(site.workspace.folder(run.id) / outcome.checkpoint)
+    commit, dirty = _commit()
+    provenance = Provenance(
+        started=_utc(started),
+        seconds=time.time() - started,
+        peak_memory_mb=peak_memory_mb,
+        commit=commit,
+        dirty=dirty,
+        packages=_packages(),
+        hardware=_hardware(),
+        command=site.command,
+    )
+    return Record(
+        id=run.id,
+        run=run,
+        status="ok" if error is None else "failed",
+        error=error,
+        outcome=outcome,
+        checkpoint_sha256=digest,
+        provenance=provenance,
+    )
+
+
+def _peak() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the checkout this package is in and whether it has changes; Nones outside one."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+@cache
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _hardware() -> dict[str, str]:
+    found = {"cpu": cpu_model(), "cores": str(os.cpu_count()), "machine": platform.machine()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")

@@ -1,0 +1,212 @@
+"""The work folder: `schema.json`, and one folder a run with its claim, progress and record.
+
+A claim is a lock on `runs/<id>/.claim` that the kernel drops when its holder dies, so a dead
+worker's run is free at once and nobody has to guess from a time stamp.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_bench.errors import UserError
+from mae_bench.job import write_atomically
+from mae_bench.plan import Plan
+from mae_bench.records import SCHEMA_VERSION, Record, Run
+
+MIN_FREE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A work folder; `root` need not exist to be asked about."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the runs' folders."""
+        return self.root / "runs"
+
+    def folder(self, run_id: str) -> Path:
+        """Folder of one run."""
+        return self.runs / run_id
+
+    def check(self) -> None:
+        """Refuse a work folder of another schema version, untouched.
+
+        Raises:
+            UserError: another version, or `runs/` without a version.
+        """
+        path = self.root / "schema.json"
+        if not path.exists() and not self.runs.exists():
+            return
+        try:
+            version = json.loads(path.read_text())["schema"]
+        except (OSError, ValueError, KeyError, TypeError):
+            version = None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"work folder {self.root} has schema version {version!r}, this mae-bench needs "
+                f"{SCHEMA_VERSION}; it is left as it is. Give another --work-dir"
+            )
+
+    def create(self) -> None:
+        """Make the folder ready for training.
+
+        Raises:
+            UserError: another schema version, no permission, no space.
+        """
+        self.check()
+        require_space(self.root, "--work-dir")
+        self.runs.mkdir(exist_ok=True)
+        write_atomically(self.root / "schema.json", json.dumps({"schema": SCHEMA_VERSION}))
+
+    @contextmanager
+    def claim(self, run_id: str) -> Iterator[float]:
+        """Hold a run's folder, waiting while another worker holds it.
+
+        Yields:
+            seconds that earlier, interrupted attempts had worked on it.
+        """
+        folder = self.folder(run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".claim").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            spent = _spent(file, folder / "progress.json")
+            claim = {"pid": os.getpid(), "since": time.time(), "spent": spent}
+            file.truncate(0)
+            file.write(json.dumps(claim))
+            file.flush()
+            yield spent
+
+    def is_claimed(self, run_id: str) -> bool:
+        """Whether a live worker holds the run's folder."""
+        try:
+            with (self.folder(run_id) / ".claim").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Remove runs' folders.
+
+        Raises:
+            UserError: one of them is being worked on.
+        """
+        for run_id in run_ids:
+            if self.is_claimed(run_id):
+                raise UserError(f"run {run_id} is being worked on; stop that before --force")
+            shutil.rmtree(self.folder(run_id), ignore_errors=True)
+
+    def record(self, run_id: str) -> Record | None:
+        """Return a run's record, None if it left none.
+
+        Raises:
+            UserError: a record that cannot be read.
+        """
+        path = self.folder(run_id) / "record.json"
+        return Record.read(path) if path.is_file() else None
+
+    def records(self, run_ids: Iterable[str] | None = None) -> dict[str, Record]:
+        """Return the records of these runs (of all runs) that left one."""
+        ids = self.run_ids() if run_ids is None else run_ids
+        return {run_id: record for run_id in ids if (record := self.record(run_id))}
+
+    def run_ids(self) -> list[str]:
+        """Ids of all runs that have a folder."""
+        return sorted(path.parent.name for path in self.runs.glob("*/config.json"))
+
+    def run(self, run_id: str) -> Run:
+        """Return what a run's folder is for."""
+        config = json.loads((self.folder(run_id) / "config.json").read_text())
+        return Run.model_validate(config["run"])
+
+    def progress(self, run_id: str) -> dict[str, Any]:
+        """Return the last progress report (phase, step, total, time, ...), empty if none."""
+        try:
+            found = json.loads((self.folder(run_id) / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def since(self, run_id: str) -> float:
+        """Unix time at which the present worker took the run."""
+        try:
+            return float(json.loads((self.folder(run_id) / ".claim").read_text())["since"])
+        except (OSError, ValueError, KeyError):
+            return time.time()
+
+    def states(self, plan: Plan, records: dict[str, Record] | None = None) -> dict[str, str]:
+        """Return run id -> "ok", "running", "failed: ...", "blocked" or "missing".
+
+        Blocked runs need one that failed.
+        """
+        found = self.records(run.run.id for run in plan.runs) if records is None else records
+        states: dict[str, str] = {}
+        for planned in plan.runs:
+            run_id = planned.run.id
+            if self.is_claimed(run_id):
+                states[run_id] = "running"
+            elif run_id in found:
+                states[run_id] = state_of(found[run_id])
+            elif any(
+                states[need].startswith(("failed", "blocked")) for need in planned.dependencies
+            ):
+                states[run_id] = "blocked"
+            else:
+                states[run_id] = "missing"
+        return states
+
+
+def state_of(record: Record) -> str:
+    """Return "ok", or "failed: " and the last line of the error."""
+    if record.status == "ok":
+        return "ok"
+    lines = (record.error or "no reason recorded").splitlines()
+    return f"failed: {lines[-1]}"
+
+
+def require_space(folder: Path, option: str) -> None:
+    """Make a folder and check that it can be written to and has room.
+
+    Raises:
+        UserError: if not; `option` is what would name another folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}. Give a writable folder with {option}"
+        ) from None
+    if free < MIN_FREE_BYTES:
+        raise UserError(
+            f"{folder} has {free / 1e9:.2f} GB of disk left, {MIN_FREE_BYTES / 1e9:.0f} GB is "
+            f"needed. Make room, or give another folder with {option}"
+        )
+
+
+def _spent(claim: Any, progress: Path) -> float:
+    """Seconds of earlier attempts: each lasted from its claim to its last sign of life."""
+    claim.seek(0)
+    try:
+        before = json.loads(claim.read())
+        worked = progress.stat().st_mtime - before["since"]
+        return float(before["spent"] + max(worked, 0.0))
+    except (OSError, ValueError, KeyError):
+        return 0.0
