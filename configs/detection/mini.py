@@ -1,0 +1,73 @@
+"""Mask R-CNN on the miniature, in the shape of arXiv:2111.11429 with everything small.
+
+detectron2 reads this file as a LazyConfig; `mae-bench` reads only the two literals.
+"""
+
+recipe = {
+    "data": {
+        # Large-scale jitter, scaled crop and flip as in the paper (0.1-2.0 at 1024 px there): the
+        # images are 96 px, where a tenth of the size would leave nothing of an object.
+        "image_size": 96,
+        "min_scale": 0.7,
+        "max_scale": 1.4,
+        "flip": 0.5,
+        "num_workers": 0,
+    },
+    "model": {
+        "strides": [4, 8, 16],
+        "drop_path": 0.0,
+        "fpn_channels": 64,
+        "fpn_norm": "",
+        # A further level, the coarsest one subsampled by two.
+        "top_level": False,
+        # One size per level, as in FPN; three aspect ratios each.
+        "anchor_sizes": [12, 24, 48],
+        "aspect_ratios": [0.5, 1.0, 2.0],
+        "rpn_convs": 1,
+        "rpn_samples": 64,
+        "pre_nms": 200,
+        "post_nms": 100,
+        "roi_samples": 48,
+        # Boxes of this size are pooled from the coarsest level.
+        "roi_canonical_size": 64,
+        "box_resolution": 7,
+        "box_convs": 0,
+        "box_fc": 256,
+        "mask_resolution": 14,
+        "mask_convs": 3,
+        "head_norm": "",
+    },
+    "solver": {
+        "iterations": 300,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "schedule": "cosine",
+        "warmup_iterations": 30,
+        "weight_decay": 0.05,
+        # 1 for none, as in the paper.
+        "layer_decay": 1.0,
+        # None or "bfloat16".
+        "amp": None,
+        "save_every": 50,
+    },
+    "test": {
+        "score_threshold": 0.05,
+        "nms": 0.5,
+        "detections_per_image": 100,
+        # Evaluate on that many images only; None for all.
+        "max_images": None,
+    },
+}
+
+smoke = {
+    "solver.iterations": 2,
+    "solver.warmup_iterations": 1,
+    "solver.batch_size": 2,
+    "test.max_images": 4,
+}
+
+from tasks.detection import lazy_config  # noqa: E402
+
+_config = lazy_config(recipe, backbone="vit_mini_patch8", dataset="mini-coco")
+model, dataloader, optimizer = _config["model"], _config["dataloader"], _config["optimizer"]
+lr_multiplier, train = _config["lr_multiplier"], _config["train"]

@@ -1,0 +1,129 @@
+"""Detection and instance segmentation: Mask R-CNN with a plain ViT, in detectron2.
+
+`run` trains and scores a recipe; `lazy_config` is the same recipe as an ordinary LazyConfig.
+Everything random depends on (seed, position of the sample) or (seed, step), so that a resumed run
+continues at the right sample and ends bit-identical on one device.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+# Before detectron2: it restores names that detectron2 reads.
+from backbones import detectron2 as adapter  # isort: skip
+from detectron2.config import LazyConfig, instantiate
+
+from backbones.checkpoints import fingerprint
+from backbones.groups import parameter_rules
+from mae_bench.errors import UserError
+from mae_bench.job import Job, write_atomically
+from mae_bench.records import Outcome
+from tasks.data import coco_split
+from tasks.detection.config import lazy_config
+from tasks.detection.scores import evaluate, metrics_of, per_class, picture
+from tasks.detection.training import train
+from tasks.engine import seed_all
+
+__all__ = ["lazy_config", "run"]
+
+MODEL_FILE = "model_final.pth"
+
+
+def run(job: Job) -> Outcome:
+    """Fine-tune Mask R-CNN and score it on the validation split.
+
+    Leaves config.yaml, load_report.json, parameters.csv, metrics.json, inference/, the weights and
+    a picture in the job's folder.
+
+    Raises:
+        UserError: data, checkpoint or recipe that do not fit.
+        FloatingPointError: the loss is no longer finite.
+    """
+    cfg = DictConfig(
+        lazy_config(
+            job.recipe,
+            backbone=job.run.backbone,
+            dataset=job.run.dataset,
+            data_root=job.data_root,
+            checkpoint=job.upstream.get("backbone"),
+            seed=job.run.seed,
+        ),
+        flags={"allow_objects": True},
+    )
+    check_data(job)
+    LazyConfig.save(cfg, str(job.folder / "config.yaml"))
+    seed_all(job.run.seed, 0)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    facts = write_audit(job, model)
+    measured = train(job, cfg, model)
+    results = evaluate(job, cfg, model)
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict()}, buffer)
+    write_atomically(job.folder / MODEL_FILE, buffer.getvalue(), durable=True)
+    return Outcome(
+        metrics=metrics_of(results),
+        checkpoint=MODEL_FILE,
+        pictures=(picture(job, cfg, model),),
+        images_per_second=measured.get("images_per_second"),
+        facts={**facts, **measured, "per_class": per_class(results)},
+    )
+
+
+def check_data(job: Job) -> None:
+    """Refuse what would waste the training.
+
+    Raises:
+        UserError: splits of other classes, or no validation annotations.
+    """
+    train, val = (coco_split(job.run.dataset, job.data_root, split) for split in ("train", "val"))
+    if train.classes != val.classes:
+        raise UserError(
+            f"{train.json} and {val.json} name different categories "
+            f"({', '.join(train.classes)} and {', '.join(val.classes)}); they must be the same"
+        )
+    if not json.loads(val.json.read_text())["annotations"]:
+        raise UserError(f"{val.json} has no annotations, so nothing can be scored")
+
+
+def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
+    """Write load_report.json and parameters.csv for step 0; returns the facts among them.
+
+    Raises:
+        AssertionError: the loaded encoder no longer has the checkpoint's weights.
+    """
+    encoder = adapter.encoder_of(model.backbone)
+    report, found = adapter.load_report_of(model.backbone), fingerprint(encoder.state_dict())
+    if report and not report.resized:
+        assert found == report.fingerprint, "something initialised the loaded backbone again"
+    loaded = report.model_dump() if report else None
+    write_atomically(
+        job.folder / "load_report.json",
+        json.dumps({"checkpoint": loaded, "fingerprint_at_step_0": found}, indent=2),
+    )
+    solver = job.recipe["solver"]
+    rules = parameter_rules(model, encoder, solver["weight_decay"], solver["layer_decay"])
+    with (job.folder / "parameters.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(field.name for field in dataclasses.fields(rules[0]))
+        table.writerows(dataclasses.astuple(rule) for rule in rules)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "backbone_parameters": sum(p.numel() for p in encoder.parameters()),
+        "keys_loaded": len(report.loaded) if report else 0,
+        "keys_resized": report.resized if report else {},
+        "fingerprint_at_step_0": found,
+        "iterations": solver["iterations"],
+        "batch_size": solver["batch_size"],
+        **{
+            f"{split}_images": len(json.loads(files.json.read_text())["images"])
+            for split in ("train", "val")
+            if (files := coco_split(job.run.dataset, job.data_root, split))
+        },
+    }

@@ -1,0 +1,142 @@
+"""Datasets of `tasks.data` in detectron2: catalogs, loaders with an exact order, evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from torch.utils.data import DataLoader, Sampler
+
+# Before detectron2: it restores names that detectron2 reads.
+import backbones.detectron2  # isort: skip  # noqa: F401
+from detectron2 import data
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.samplers import InferenceSampler
+from detectron2.evaluation import COCOEvaluator
+
+from mae_bench.errors import UserError
+from tasks.data import coco_split
+from tasks.engine import seed_all
+
+
+def register(dataset: str, data_root: str | Path, split: str) -> str:
+    """Put a split of one of `tasks.data` into detectron2's catalogs; returns its name there."""
+    files, name = coco_split(dataset, Path(data_root), split), f"{dataset}_{split}"
+    if name in data.DatasetCatalog.list():
+        if data.MetadataCatalog.get(name).json_file == str(files.json):
+            return name
+        data.DatasetCatalog.remove(name)
+        data.MetadataCatalog.remove(name)
+    register_coco_instances(name, {}, str(files.json), str(files.images))
+    return name
+
+
+def num_classes(dataset: str, data_root: str | Path) -> int:
+    """How many categories the training split names."""
+    return len(coco_split(dataset, Path(data_root), "train").classes)
+
+
+class PositionSampler(Sampler[int]):
+    """Endless order of the training images, each epoch a permutation of its own.
+
+    Just before a sample is read it seeds the random draws of its augmentation from the sample's
+    position in training, in whichever worker reads it.
+
+    Args:
+        start: position to begin at.
+    """
+
+    def __init__(self, size: int, seed: int, start: int = 0):
+        self.size, self.seed, self.start = size, seed, start
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start
+        while True:
+            epoch, offset = divmod(position, self.size)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            for index in order[offset:]:
+                seed_all(self.seed, 1, position)
+                yield int(index)
+                position += 1
+
+
+def train_loader(
+    dataset: str,
+    data_root: str | Path,
+    mapper: Any,
+    batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+    start: int = 0,
+) -> DataLoader:
+    """detectron2's training loader over images that have annotations.
+
+    Args:
+        start: samples already seen.
+
+    Raises:
+        UserError: fewer images with annotations than one batch holds.
+    """
+    records = data.get_detection_dataset_dicts(register(dataset, data_root, "train"))
+    if batch_size > len(records):
+        raise UserError(
+            f"batch of {batch_size} is larger than the training set of {len(records)} images with "
+            f"annotations; set solver.batch_size to at most {len(records)}"
+        )
+    return data.build_detection_train_loader(
+        [_with_rle(record) for record in records],
+        mapper=mapper,
+        sampler=PositionSampler(len(records), seed, start),
+        total_batch_size=batch_size,
+        # Its buckets would be a state to restore on resume.
+        aspect_ratio_grouping=False,
+        num_workers=num_workers,
+    )
+
+
+def _with_rle(record: dict[str, Any]) -> dict[str, Any]:
+    """Rasterise polygons once, as pycocotools does for the scores.
+
+    detectron2 crops polygons with shapely, and cannot mix them with RLE masks in one image.
+    """
+    size = record["height"], record["width"]
+    for item in record["annotations"]:
+        if isinstance(item.get("segmentation"), list):
+            parts = pycocotools.mask.frPyObjects(item["segmentation"], *size)
+            item["segmentation"] = pycocotools.mask.merge(parts)
+    return record
+
+
+def test_loader(
+    dataset: str,
+    data_root: str | Path,
+    mapper: Any,
+    max_images: int | None = None,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Validation images, each once, with or without annotations, one at a time.
+
+    Args:
+        max_images: only so many of them; the evaluator then scores these only.
+    """
+    name = register(dataset, data_root, "val")
+    records = data.get_detection_dataset_dicts(name, filter_empty=False)[:max_images]
+    return DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), mapper),
+        batch_size=1,
+        sampler=InferenceSampler(len(records)),
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator,
+    )
+
+
+def evaluator(dataset: str, data_root: str | Path, output_dir: str | None = None) -> COCOEvaluator:
+    """detectron2's evaluator on pycocotools, boxes and masks."""
+    name = register(dataset, data_root, "val")
+    data.DatasetCatalog.get(name)  # fills in the class names and the map of category ids
+    return COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=output_dir, use_fast_impl=False)
