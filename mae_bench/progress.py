@@ -24,6 +24,12 @@ SECONDS_BETWEEN_LINES = 60
 IGNORED = frozenset(key for init in INITS.values() for key in init.overrides)
 
 
+def make_console() -> Console:
+    """Return the console for stdout; a file or a pipe gets wide lines instead of wrapped ones."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
 class Estimates:
     """Expected seconds of runs, from finished runs of the same task, backbone and recipe."""
 

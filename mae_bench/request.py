@@ -7,7 +7,7 @@ from pathlib import Path
 from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
 from mae_bench.plan import Plan, Planner, load_tables, make_plan, plan_pretraining, plan_transfer
-from mae_bench.records import Scalar, Scale, Setting, Strict
+from mae_bench.records import Scale, Setting, Strict
 from mae_bench.workspace import Workspace
 
 FILE = "request.json"
@@ -31,7 +31,7 @@ class Request(Strict):
     seeds: tuple[int, ...]
     data_root: Path
     only: tuple[str, ...] = ()
-    overrides: dict[str, Scalar | list[Scalar]] = {}
+    overrides: dict[str, object] = {}
     smoke: bool = False
     inits: dict[str, Path] = {}
 
@@ -59,8 +59,18 @@ class Request(Strict):
         return plan_transfer(planner, one.task, one.setting, one.init, seed)
 
     def save(self, workspace: Workspace) -> None:
-        """Leave it in the work folder."""
-        write_atomically(workspace.root / FILE, self.model_dump_json(indent=1))
+        """Leave it in the work folder.
+
+        Raises:
+            UserError: no permission, or no space.
+        """
+        try:
+            write_atomically(workspace.root / FILE, self.model_dump_json(indent=1))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to work folder {workspace.root}: {error.strerror}. "
+                "Give a writable one with --work-dir"
+            ) from None
 
     @classmethod
     def read(cls, workspace: Workspace) -> Request:

@@ -1,0 +1,148 @@
+"""From a request to its tables: what is missing is run, what is there is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from mae_bench import overview
+from mae_bench.aggregate import TableResult, aggregate
+from mae_bench.errors import UserError
+from mae_bench.plan import Plan
+from mae_bench.progress import make_board, make_console
+from mae_bench.records import Record
+from mae_bench.report import terminal, write_report
+from mae_bench.request import Request
+from mae_bench.workspace import Workspace, require_space
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to go about it; none of this changes a number.
+
+    Attributes:
+        out: folder of the report; None for none.
+        command: as typed, for the records.
+    """
+
+    work_dir: Path
+    workers: int
+    force: bool
+    out: Path | None
+    command: str
+
+
+def dry_run(request: Request, options: Options) -> bool:
+    """Print the graph of runs."""
+    workspace = Workspace(options.work_dir)
+    workspace.check()
+    make_console().print(overview.graph(request.plan(), workspace))
+    return True
+
+
+def run(request: Request, options: Options) -> bool:
+    """Run what is missing, print the tables, write the report.
+
+    Returns:
+        whether everything that this scale can have is there.
+
+    Raises:
+        UserError: bad input; said before any training.
+    """
+    plan, workspace = request.plan(), Workspace(options.work_dir)
+    workspace.check()
+    ids = [planned.run.id for planned in plan.runs]
+    missing = any(state != "ok" for state in workspace.states(plan).values())
+    if missing or options.force or not workspace.root.exists():
+        _make_room(request, options)
+    request.save(workspace)
+    if options.force:
+        workspace.forget(ids)
+    if missing or options.force:
+        _train(request, plan, options)
+    records = workspace.records(ids)
+    console = make_console()
+    if plan.asked:
+        return _show_runs(plan, workspace, records, console)
+    results = _results(plan, workspace, records)
+    console.print(terminal.render(results))
+    if options.out:
+        pages = write_report(results, records, options.out, work_dir=options.work_dir)
+        console.print(Text(f"report: {pages[0]}"))
+    _show_failures(plan, workspace, records, console)
+    return all(_is_there(result) for result in results)
+
+
+def report(request: Request, workspace: Workspace, out: Path, formats: Iterable[str]) -> list[Path]:
+    """Write the report as far as its runs are there; returns the files."""
+    plan = request.plan()
+    if not plan.tables:
+        raise UserError(
+            f"the last request in {workspace.root} was a single run, which has no table; "
+            "run `mae-bench reproduce TABLE` first"
+        )
+    records = workspace.records(planned.run.id for planned in plan.runs)
+    results = _results(plan, workspace, records)
+    return write_report(results, records, out, formats, work_dir=workspace.root)
+
+
+def _make_room(request: Request, options: Options) -> None:
+    Workspace(options.work_dir).create()
+    require_space(request.data_root, "--data-root")
+    if options.out:
+        require_space(options.out, "--out")
+
+
+def _train(request: Request, plan: Plan, options: Options) -> None:
+    from mae_bench.launchers import local
+    from mae_bench.runner import Site
+
+    workspace = Workspace(options.work_dir)
+    done = [run_id for run_id, state in workspace.states(plan).items() if state == "ok"]
+    site = Site(options.work_dir.absolute(), request.data_root, options.command)
+    board = make_board(plan, workspace, done, options.workers, make_console())
+    seconds = {run.run.id: board.estimates.of(run.run) or 1.0 for run in plan.runs}
+    with board:
+        local(plan, site, options.workers, board, done, seconds)
+
+
+def _results(plan: Plan, workspace: Workspace, records: dict[str, Record]) -> list[TableResult]:
+    states = workspace.states(plan, records)
+    return aggregate(plan.tables, plan.scale, plan.cells, records, states)
+
+
+def _is_there(result: TableResult) -> bool:
+    cells = [cell for row in result.rows for cell in row.cells if cell.seeds]
+    return all(cell.complete or cell.not_available for cell in cells)
+
+
+def _show_runs(
+    plan: Plan, workspace: Workspace, records: dict[str, Record], console: Console
+) -> bool:
+    good = True
+    for run_id in plan.asked:
+        record = records.get(run_id)
+        good = good and record is not None and record.status == "ok"
+        if record is None or record.outcome is None:
+            continue
+        console.print(Text(record.run.label, style="bold"))
+        for name, metric in record.outcome.metrics.items():
+            console.print(Text(f"  {name} {metric.value:.2f} {metric.unit}"))
+        if record.outcome.checkpoint:
+            console.print(Text(f"  {workspace.folder(run_id) / record.outcome.checkpoint}"))
+    _show_failures(plan, workspace, records, console)
+    return good
+
+
+def _show_failures(
+    plan: Plan, workspace: Workspace, records: dict[str, Record], console: Console
+) -> None:
+    for run_id, state in workspace.states(plan, records).items():
+        if state.startswith("failed"):
+            label = records[run_id].run.label
+            log = workspace.folder(run_id) / "log.txt"
+            console.print(Text(f"{label}: {state}; see {log}", style="red"), soft_wrap=True)
