@@ -19,7 +19,9 @@ from tasks.data.miniature.surfaces import (
     mix,
     noise,
     random_light,
+    rgb,
     smoothstep,
+    thrice,
 )
 from tasks.data.miniature.things import FIGURES, Figure, Traits
 from tasks.data.specs import FAR_SURFACES, NEAR_SURFACES, SURFACES, THINGS, Place, SceneSpec, Spec
@@ -77,20 +79,20 @@ def start(
     surface = np.full((side, side), SURFACES.index(near), np.uint8)
     surface[:horizon] = SURFACES.index(far)
     owner = np.full((side, side), NOBODY, np.int16)
-    return Scene(image, surface, owner, horizon, light or random_light(rng), spec.supersampling)
+    return Scene(image, surface, owner, horizon, random_light(rng), spec.supersampling)
 
 
 def _shaded(
     figure: Figure, u: Array, v: Array, distance: Array, light: tuple[float, float]
 ) -> Array:
-    """Factor for the colours, (H, W, 1): a sphere's falloff, a bevelled rim, a dark outline."""
+    """Factor for the colours, (H, W): a sphere's falloff, a bevelled rim, a dark outline."""
     facing = u * light[0] + v * light[1]
     shade = 1 + (0.28 - 0.2 * figure.bulge) * facing
     if figure.bulge:
         lit = np.sqrt(np.clip(1 - u * u - v * v, 0, 1)) * 0.75 + facing * 0.65
         shade = shade * (1 - figure.bulge) + figure.bulge * (0.38 + 0.75 * np.clip(lit, 0, 1))
     rim = smoothstep(-0.11, 0.0, distance)
-    return (shade * (1 - 0.4 * rim))[..., None]
+    return shade * (1 - 0.4 * rim)
 
 
 def paint_figure(
@@ -117,7 +119,6 @@ def paint_figure(
 
     distance = figure.outline(u, v).astype(np.float32)
     window = (slice(top, bottom), slice(left, right))
-    patch = scene.image[window]
     dx, dy = -light[0] * 0.16, -light[1] * 0.16
     shift = np.float32([[1, 0, dx * radius], [0, 1, dy * radius]])
     shadow = cv2.warpAffine(
@@ -127,12 +128,12 @@ def paint_figure(
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    patch *= (1 - 0.5 * (1 - smoothstep(-0.1, 0.16, shadow)))[..., None]
+    patch = scene.image[window] * thrice(0.5 + 0.5 * smoothstep(-0.1, 0.16, shadow))
     cover = np.clip(0.5 - distance * radius, 0, 1)
-    colours = figure.paint(u, v) * _shaded(figure, u, v, distance, local_light)
+    colours = figure.paint(u, v) * thrice(_shaded(figure, u, v, distance, local_light))
     if figure.bulge == 1.0:
         glint = np.hypot(u - local_light[0] * 0.45, v - local_light[1] * 0.45)
-        colours = mix(colours, np.ones(3), 0.7 * (1 - smoothstep(0.05, 0.24, glint)))
+        colours = mix(colours, rgb(1, 1, 1), 0.7 * (1 - smoothstep(0.05, 0.24, glint)))
     scene.image[window] = mix(patch, colours, cover)
     scene.owner[window][cover > 0.5] = owner
 
@@ -143,7 +144,7 @@ def scatter_clutter(rng: Rng, scene: Scene, most: int) -> None:
     for _ in range(rng.integers(0, most + 1)):
         radius = rng.uniform(1.2, 2.6) * unit
         flat = rng.uniform(0.5, 0.8)
-        tone = np.float32(rng.uniform(0.3, 0.75)) * np.array([1.0, 0.97, 0.92], np.float32)
+        tone = rng.uniform(0.3, 0.75) * rgb(1.0, 0.97, 0.92)
         pebble = Figure(
             lambda u, v, flat=flat: (np.hypot(u, v / flat) - 0.9) * flat,
             lambda u, v, tone=tone: np.broadcast_to(tone, (*u.shape, 3)),
@@ -198,7 +199,7 @@ def finish(rng: Rng, scene: Scene) -> Scene:
     side, factor = scene.side, scene.supersampling
     pixels = side // factor
     image = cv2.resize(scene.image, (pixels, pixels), interpolation=cv2.INTER_AREA)
-    warmth = np.array([0.1, 0.0, -0.12], np.float32) * scene.light.warmth
+    warmth = rgb(0.1, 0.0, -0.12) * scene.light.warmth
     glow = noise(rng, pixels, pixels, 2, 2, octaves=1)[..., None] * 0.05
     grain = rng.standard_normal((pixels, pixels, 1), dtype=np.float32) * 0.012
     image = image * (scene.light.brightness * (1 + warmth) + glow) + grain
@@ -246,11 +247,10 @@ def draw_scene(rng: Rng, spec: SceneSpec) -> Scene:
 
 def draw_place(rng: Rng, spec: Spec, place: Place) -> Scene:
     """A scene of one category."""
-    light = random_light(rng, place.brightness, place.warmth)
-    scene = start(rng, spec, place.far, place.near, light)
+    scene = start(rng, spec, place.far, place.near)
     scatter_clutter(rng, scene, 3)
     count = rng.integers(place.num_things[0], place.num_things[1] + 1)
-    radii = [rng.uniform(0.11, 0.19) * scene.side for _ in range(count)]
-    for x, y, radius in _spread(rng, scene, radii, place.hung):
+    radii = [rng.uniform(0.13, 0.22) * scene.side for _ in range(count)]
+    for x, y, radius in _spread(rng, scene, radii, hung=0.35):
         add_thing(rng, scene, place.things[rng.integers(len(place.things))], (x, y), radius, {})
     return finish(rng, scene)

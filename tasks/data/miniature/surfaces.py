@@ -31,15 +31,13 @@ class Light:
     warmth: float
 
 
-def random_light(
-    rng: Rng, brightness: tuple[float, float] = (0.75, 1.1), warmth: float = 0.0
-) -> Light:
+def random_light(rng: Rng) -> Light:
     """Light from somewhere above."""
     angle = rng.uniform(-1.0, 1.0)
     return Light(
         direction=(float(np.sin(angle)), -float(np.cos(angle))),
-        brightness=rng.uniform(*brightness),
-        warmth=float(np.clip(warmth + rng.normal(0, 0.25), -1, 1)),
+        brightness=rng.uniform(0.75, 1.1),
+        warmth=float(np.clip(rng.normal(0, 0.3), -1, 1)),
     )
 
 
@@ -54,9 +52,23 @@ def noise(rng: Rng, height: int, width: int, rows: float, cols: float, octaves: 
     return total
 
 
+def rgb(red: float, green: float, blue: float) -> Array:
+    """A colour, (3,) float32."""
+    return np.array([red, green, blue], np.float32)
+
+
+def thrice(weight: Array) -> Array:
+    """(H, W) -> (H, W, 3) float32; NumPy is slow to broadcast over an inner axis of three."""
+    weight = np.asarray(weight, np.float32)
+    return cv2.merge((weight, weight, weight))
+
+
 def mix(first: Array, second: Array, weight: Array) -> Array:
     """Blend two colours (3,) or images (H, W, 3) by an (H, W) weight of the second."""
-    return first + (np.asarray(second, np.float32) - first) * weight[..., None]
+    if first.ndim == second.ndim == 1:
+        matrix = np.stack([second - first, first], axis=1)
+        return cv2.transform(np.asarray(weight, np.float32)[..., None], matrix)
+    return first + (second - first) * thrice(weight)
 
 
 def smoothstep(low: float, high: float, values: Array) -> Array:
@@ -67,7 +79,7 @@ def smoothstep(low: float, high: float, values: Array) -> Array:
 
 def _colour(rng: Rng, red: float, green: float, blue: float, spread: float = 0.05) -> Array:
     shift = rng.normal(0, spread / 2) + rng.normal(0, spread, 3) * 0.7
-    return np.clip(np.array([red, green, blue]) + shift, 0.02, 1).astype(np.float32)
+    return np.clip(rgb(red, green, blue) + shift, 0.02, 1).astype(np.float32)
 
 
 def _ground(rng: Rng, height: int, width: int) -> tuple[Array, Array, Array]:
@@ -103,7 +115,7 @@ def sky(rng: Rng, height: int, width: int) -> Array:
     image = mix(deep, pale, rows**1.2)
     clouds = noise(rng, height, width, 2 + height / width * 3, 3, octaves=3)
     cover = rng.uniform(-0.2, 1.2)
-    return mix(image, np.array([0.97, 0.97, 0.98]), smoothstep(cover, cover + 1.3, clouds) * 0.85)
+    return mix(image, rgb(0.97, 0.97, 0.98), smoothstep(cover, cover + 1.3, clouds) * 0.85)
 
 
 def brick(rng: Rng, height: int, width: int) -> Array:
@@ -136,7 +148,7 @@ def grass(rng: Rng, height: int, width: int) -> Array:
     patches = noise(rng, height, width, 2, 3, octaves=2)
     dark, bright = _colour(rng, 0.12, 0.3, 0.08), _colour(rng, 0.42, 0.62, 0.2)
     image = mix(dark, bright, np.clip(0.5 + 0.26 * blades + 0.16 * patches, 0, 1.15))
-    return mix(image, np.array([0.66, 0.64, 0.26]), smoothstep(0.4, 2.2, patches) * 0.5)
+    return mix(image, rgb(0.66, 0.64, 0.26), smoothstep(0.4, 2.2, patches) * 0.5)
 
 
 def wood(rng: Rng, height: int, width: int) -> Array:
@@ -153,7 +165,7 @@ def wood(rng: Rng, height: int, width: int) -> Array:
         np.clip(0.5 + 0.2 * tone + 0.2 * grain, 0, 1),
     )
     gap = np.abs(position - board - 0.5)
-    return image * (1 - 0.65 * smoothstep(0.42, 0.49, gap))[..., None]
+    return image * thrice(1 - 0.65 * smoothstep(0.42, 0.49, gap))
 
 
 def sand(rng: Rng, height: int, width: int) -> Array:
@@ -172,7 +184,7 @@ def water(rng: Rng, height: int, width: int) -> Array:
     waves = _lay(noise(rng, 96, 96, 40, 9, octaves=2), across, along, 64)
     deep, pale = _colour(rng, 0.05, 0.26, 0.42), _colour(rng, 0.36, 0.64, 0.74)
     image = mix(deep, pale, np.clip(0.25 + 0.22 * waves + 0.25 * (depth - 1), 0, 1))
-    return mix(image, np.array([0.92, 0.97, 1.0]), smoothstep(1.1, 1.8, waves) * 0.8)
+    return mix(image, rgb(0.92, 0.97, 1.0), smoothstep(1.1, 1.8, waves) * 0.8)
 
 
 SURFACE_PAINTERS: dict[str, Callable[[Rng, int, int], Array]] = {

@@ -2,7 +2,7 @@
 
 A figure lives in its own coordinates: u to the right, v down, the whole within the unit circle. Its
 outline is a signed distance (negative inside), its paint an (H, W, 3) RGB image. Shapes and
-patterns are the class; colours are random.
+patterns are the class; colours are random unless the trait `hue` is given (species).
 
 Source: the distance functions follow the usual constructions of constructive geometry (union =
 min, intersection = max).
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.data.miniature.surfaces import Array, Rng, mix, smoothstep
+from tasks.data.miniature.surfaces import Array, Rng, mix, rgb, smoothstep, thrice
 
 Field = Callable[[Array, Array], Array]
 Traits = Mapping[str, Any]
@@ -41,13 +41,18 @@ class Figure:
 
 
 def colour_pair(rng: Rng, hue: float | None = None) -> tuple[Array, Array]:
-    """Two colours told apart by brightness as well as by hue."""
-    hue = rng.uniform() if hue is None else hue
-    bright = colorsys.hsv_to_rgb(hue, rng.uniform(0.35, 0.9), rng.uniform(0.85, 1.0))
-    other = (hue + rng.uniform(0.2, 0.8)) % 1
+    """Two colours told apart by brightness as well as by hue.
+
+    Args:
+        hue: of the first colour, which is then the bright one; all random when not given.
+    """
+    main = rng.uniform() if hue is None else (hue + rng.normal(0, 0.025)) % 1
+    least = 0.35 if hue is None else 0.65
+    bright = colorsys.hsv_to_rgb(main, rng.uniform(least, 0.9), rng.uniform(0.85, 1.0))
+    other = (main + rng.uniform(0.2, 0.8)) % 1
     dark = colorsys.hsv_to_rgb(other, rng.uniform(0.5, 1.0), rng.uniform(0.25, 0.55))
-    pair = (np.array(bright, np.float32), np.array(dark, np.float32))
-    return pair if rng.uniform() < 0.5 else pair[::-1]
+    pair = rgb(*bright), rgb(*dark)
+    return pair if hue is not None or rng.uniform() < 0.5 else pair[::-1]
 
 
 def _ellipse(u: Array, v: Array, width: float, height: float) -> Array:
@@ -106,7 +111,7 @@ def cube(rng: Rng, traits: Traits) -> Figure:
         else:
             weight = np.maximum(np.abs(a - 0.5), np.abs(b - 0.5)) > 0.32
         shade = np.where(top, 1.1, np.where(u > 0, 0.6, 0.85))
-        return mix(first, second, weight) * shade[..., None]
+        return mix(first, second, weight) * thrice(shade)
 
     def outline(u: Array, v: Array) -> Array:
         return np.maximum(np.abs(u), np.abs(u) / 2 + np.abs(v) * 0.866) - 0.82
@@ -133,8 +138,9 @@ def cross(rng: Rng, traits: Traits) -> Figure:
     arm = rng.uniform(0.24, 0.33)
 
     def paint(u: Array, v: Array) -> Array:
-        stripes = np.sin((u + v) * 10) > 0 if pattern == "stripes" else u > 9
-        return mix(first, second, stripes)
+        if pattern == "plain":
+            return np.broadcast_to(first, (*u.shape, 3))
+        return mix(first, second, np.sin((u + v) * 10) > 0)
 
     def outline(u: Array, v: Array) -> Array:
         return np.minimum(_rectangle(u, v, arm, 0.92), _rectangle(u, v, 0.92, arm))
@@ -164,7 +170,7 @@ def star(rng: Rng, traits: Traits) -> Figure:
 
 def butterfly(rng: Rng, traits: Traits) -> Figure:
     """Two pairs of wings; traits: `bands` (1 to 4 dark bands), `hind` (size of the hind wings)."""
-    first, second = colour_pair(rng)
+    first, second = colour_pair(rng, traits.get("hue"))
     bands = traits.get("bands", rng.integers(1, 5))
     hind = traits.get("hind", rng.uniform(0.5, 1.05)) * rng.uniform(0.95, 1.05)
     sweep, width = rng.normal(-0.45, 0.06), rng.uniform(0.3, 0.36)
@@ -185,17 +191,17 @@ def butterfly(rng: Rng, traits: Traits) -> Figure:
     def paint(u: Array, v: Array) -> Array:
         reach = np.hypot(u, v * 1.1)
         weight = (np.sin(reach * np.pi * (bands + 0.4) * 1.05 - 0.6) > 0.35) | (wings(u, v) > -0.06)
-        return mix(mix(first, second, weight), np.array([0.12, 0.09, 0.08]), body(u, v) < 0)
+        return mix(mix(first, second, weight), rgb(0.12, 0.09, 0.08), body(u, v) < 0)
 
     return Figure(lambda u, v: np.minimum(wings(u, v), body(u, v)), paint, tilt=0.6)
 
 
 def beetle(rng: Rng, traits: Traits) -> Figure:
     """Wing cases, thorax, head, six legs; traits: `spots` (rows of them, 0 = lines), `width`."""
-    first, second = colour_pair(rng)
+    first, second = colour_pair(rng, traits.get("hue"))
     spots = traits.get("spots", rng.integers(0, 4))
     width = traits.get("width", rng.uniform(0.4, 0.64)) * rng.uniform(0.95, 1.05)
-    legs = [(-0.3, -0.55), (0.1, 0.15), (0.45, 0.8)]
+    legs = [(-0.3, -0.55), (0.1, 0.15), (0.45, 0.7)]
 
     def case(u: Array, v: Array) -> Array:
         return _ellipse(u, v - 0.18, width, 0.66)
@@ -207,7 +213,7 @@ def beetle(rng: Rng, traits: Traits) -> Figure:
 
     def outline(u: Array, v: Array) -> Array:
         a = np.abs(u)
-        inner, outer = width * 0.6, min(width + 0.32, 0.88)
+        inner, outer = width * 0.6, min(width + 0.32, 0.82)
         limbs = [_segment(a, v, (inner, low), (outer, high), 0.04) for low, high in legs]
         return np.minimum.reduce([case(u, v), front(u, v), *limbs])
 
@@ -221,7 +227,7 @@ def beetle(rng: Rng, traits: Traits) -> Figure:
         else:
             marks = np.abs(np.sin(a / width * np.pi * 2.2)) < 0.4
         image = mix(first, second, marks | (a < 0.03))
-        black = np.array([0.1, 0.08, 0.09])
+        black = rgb(0.1, 0.08, 0.09)
         return mix(image, black, (case(u, v) > 0) | (front(u, v) < -0.02) & (v < -0.36))
 
     return Figure(outline, paint, bulge=0.7, tilt=0.6)
@@ -229,7 +235,7 @@ def beetle(rng: Rng, traits: Traits) -> Figure:
 
 def leaf(rng: Rng, traits: Traits) -> Figure:
     """Blade on a stem; traits: `lobes` (0 = smooth rim), `width`."""
-    first, second = colour_pair(rng)
+    first, second = colour_pair(rng, traits.get("hue"))
     lobes = traits.get("lobes", rng.integers(0, 6))
     width = traits.get("width", rng.uniform(0.32, 0.64)) * rng.uniform(0.93, 1.07)
     slope, veins = rng.uniform(0.7, 1.1), rng.uniform(9, 11)
