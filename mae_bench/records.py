@@ -162,9 +162,10 @@ class Reference(Strict):
     unit: str
     note: str = ""
     confidence: str = ""
-    evidence: str = ""
+    evidence: str | None = None
     ablation: dict[str, Scalar] | None = None
     default: bool | None = None
+    ema: bool | None = None
 
 
 class Setting(Strict):

@@ -1,0 +1,83 @@
+"""Tables on paper and screen: the same numbers as a page, Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mae_bench.aggregate import TableResult
+from mae_bench.errors import UserError, unknown
+from mae_bench.job import write_atomically
+from mae_bench.records import Record
+
+# Format -> the file it becomes in the report's folder.
+FILES = {
+    "html": "index.html",
+    "md": "tables.md",
+    "tex": "tables.tex",
+    "csv": "results.csv",
+    "json": "results.json",
+}
+FORMATS = tuple(FILES)
+
+
+def write_report(
+    results: Sequence[TableResult],
+    records: Mapping[str, Record],
+    out: Path,
+    formats: Iterable[str] = FORMATS,
+    *,
+    work_dir: Path,
+) -> list[Path]:
+    """Write the report's files, each whole or not at all.
+
+    Args:
+        records: run id -> record, of every run to describe (pretraining runs too).
+        out: folder for the files; made when it is not there.
+        formats: names from `FORMATS`.
+        work_dir: holds `runs/<id>/`, for learning curves and pictures.
+
+    Returns:
+        The files written, in the order of `formats`.
+
+    Raises:
+        UserError: unknown format, or `out` cannot be written.
+    """
+    wanted = list(dict.fromkeys(formats))
+    for name in wanted:
+        if name not in FILES:
+            raise unknown("report format", name, FORMATS)
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in wanted:
+            path = out / FILES[name]
+            write_atomically(path, _render(name, results, records, work_dir))
+            written.append(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report to {out} ({error}). Give another folder with --out."
+        ) from None
+    return written
+
+
+def _render(
+    name: str, results: Sequence[TableResult], records: Mapping[str, Record], work_dir: Path
+) -> str:
+    """The content of one file; what a format needs is imported when it is asked for."""
+    if name == "html":
+        from mae_bench.report import html
+
+        return html.render(results, records, work_dir / "runs")
+    if name == "md":
+        from mae_bench.report import markdown
+
+        return markdown.render(results)
+    if name == "tex":
+        from mae_bench.report import latex
+
+        return latex.render(results)
+    from mae_bench.report import long_form
+
+    render = long_form.render_json if name == "json" else long_form.render_csv
+    return render(results, records)

@@ -1,0 +1,107 @@
+"""Tables as LaTeX with booktabs: a fragment for \\input, one table environment per table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mae_bench.aggregate import Cell, TableResult
+from mae_bench.report import wording
+
+HEADER = "% Made by mae-bench. Needs \\usepackage{booktabs}; \\input this file.\n"
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{EN DASH}": "--",
+    "—": "---",
+    "“": "``",
+    "”": "''",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "…": r"\ldots{}",
+    "\n": " ",
+    "\N{ZERO WIDTH SPACE}": "{}",
+    **{char: f"\\{char}" for char in "&%$#_"},
+}
+ASCII = 128
+NOTHING = "\N{ZERO WIDTH SPACE}"
+
+
+def render(results: Iterable[TableResult]) -> str:
+    """Return the fragment."""
+    return "\n".join([HEADER, *(_table(result) for result in results)])
+
+
+def escape(text: str) -> str:
+    """Make text show as it is under plain pdfLaTeX; what lies outside ASCII becomes "?"."""
+    kept = re.sub("-(?=-)", f"-{NOTHING}", wording.printable(text))  # "--" would become a dash
+    found = (ESCAPES.get(char, char) for char in kept)
+    return "".join(part if ord(part[0]) < ASCII else "?" for part in found)
+
+
+def _table(result: TableResult) -> str:
+    name = f"{result.table.name}-{result.scale}"
+    rows = [line for row in result.rows for line in _row(row.row.title, row.cells)]
+    titles = [escape(wording.column_title(result, column)) for column in result.columns]
+    notes = [*wording.legend([result]), *wording.notes(result)]
+    return "\n".join([
+        r"\begin{table}[t]",
+        r"\centering\small",
+        rf"\caption{{{escape(wording.title(result))}}}",
+        rf"\label{{tab:{name}}}",
+        r"\smallskip",
+        rf"\begin{{tabular}}{{l{'r' * len(result.columns)}}}",
+        r"\toprule",
+        *_group_lines(result),
+        _line(["Pretraining", *titles]),
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\par\smallskip",
+        r"\begin{minipage}{\linewidth}\footnotesize",
+        *(rf"{escape(note)}\par" for note in notes),
+        r"\end{minipage}",
+        r"\end{table}",
+        "",
+    ])
+
+
+def _group_lines(result: TableResult) -> list[str]:
+    """The headings over the columns, with a rule under each."""
+    headings, rules, first = [""], [], 2
+    for group, width in wording.groups(result):
+        headings.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(group)}}}")
+        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
+        first += width
+    return [_line(headings), " ".join(rules)]
+
+
+def _row(title: str, cells: Iterable[Cell]) -> list[str]:
+    cells = tuple(cells)
+    lines = [_line([escape(title), *map(_score, cells)])]
+    paper = wording.paper_scores(cells)
+    if paper:
+        small = [rf"{{\footnotesize {escape(text)}}}" for text in paper]
+        label = rf"\quad{{\footnotesize {escape(wording.PAPER_LABEL)}}}"
+        lines.append(_line([label, *small]))
+    return lines
+
+
+def _score(cell: Cell) -> str:
+    text = escape(wording.score(cell))
+    return rf"\textbf{{{text}}}" if cell.best else text
+
+
+def _line(cells: Iterable[str]) -> str:
+    # A line that begins with "[" would be read as the optional argument of the "\\" before it.
+    text = " & ".join(cells)
+    return ("{}" if text.startswith("[") else "") + text + r" \\"

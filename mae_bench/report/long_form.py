@@ -1,0 +1,130 @@
+"""results.csv and results.json: one line per cell and seed, the same fields in both.
+
+    table, scale        name of the table ("table4") and the scale it was run at
+    init, row           where the weights come from, and the paper's name for it
+    group, column       the column's headings in the table
+    task, dataset, backbone, recipe, metric     what was run and which of its scores this is
+    seed, run_id        which run; run_id is empty where the scale cannot have the cell
+    state               "ok", or why there is no value ("missing", "running", "failed: ...")
+    value               the score at full precision; empty (null) unless state is "ok"
+    unit, higher_is_better      of the column
+    seconds, peak_memory_mb, images_per_second, started, commit     of the run; empty if not known
+    paper_at_paper_scale        published values beside this cell, e.g. "ViT-B 50.3; ViT-L 53.3"
+
+In the CSV, text that a spreadsheet would run as a formula has an apostrophe before it. To load:
+
+    text = {"run_id": str, "commit": str}  # digits only, one of these would turn into a number
+    pandas.read_csv("results.csv", dtype=text)  # pandas 2: float_precision="round_trip" too
+    pandas.DataFrame(json.loads(Path("results.json").read_text()))
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mae_bench.aggregate import Cell, ColumnResult, RowResult, SeedResult, TableResult
+from mae_bench.records import Record
+from mae_bench.report import wording
+
+FIELDS = (
+    *("table", "scale", "init", "row", "group", "column"),
+    *("task", "dataset", "backbone", "recipe", "metric"),
+    *("seed", "run_id", "state", "value", "unit", "higher_is_better"),
+    *("seconds", "peak_memory_mb", "images_per_second", "started", "commit"),
+    "paper_at_paper_scale",
+)
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def lines(
+    results: Iterable[TableResult], records: Mapping[str, Record]
+) -> Iterator[dict[str, Any]]:
+    """Yield one flat dictionary per cell and seed, in the tables' order."""
+    for result in results:
+        for row in result.rows:
+            for column, cell in zip(result.columns, row.cells, strict=True):
+                for seed in cell.seeds:
+                    yield {
+                        **_place(result, row, column),
+                        **_number(column, seed),
+                        **_run(records.get(seed.run_id or "")),
+                        "paper_at_paper_scale": _paper(cell),
+                    }
+
+
+def render_json(results: Iterable[TableResult], records: Mapping[str, Record]) -> str:
+    """Return a JSON list of the lines."""
+    return json.dumps(list(lines(results, records)), indent=1, allow_nan=False) + "\n"
+
+
+def render_csv(results: Iterable[TableResult], records: Mapping[str, Record]) -> str:
+    """Return the lines as CSV with a header."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for row in lines(results, records):
+        writer.writerow({name: _harmless(value) for name, value in row.items()})
+    return file.getvalue()
+
+
+def _place(result: TableResult, row: RowResult, column: ColumnResult) -> dict[str, Any]:
+    setting = column.setting
+    return {
+        "table": result.table.name,
+        "scale": result.scale,
+        "init": row.row.init,
+        "row": row.row.title,
+        "group": column.column.group,
+        "column": column.column.title,
+        "task": column.column.task,
+        "dataset": setting.dataset if setting else None,
+        "backbone": column.backbone,
+        "recipe": setting.recipe if setting else None,
+        "metric": column.column.metric,
+    }
+
+
+def _number(column: ColumnResult, seed: SeedResult) -> dict[str, Any]:
+    return {
+        "seed": seed.seed,
+        "run_id": seed.run_id,
+        "state": seed.state,
+        "value": seed.metric.value if seed.metric else None,
+        "unit": column.unit,
+        "higher_is_better": column.higher_is_better,
+    }
+
+
+def _run(record: Record | None) -> dict[str, Any]:
+    provenance = record.provenance if record else None
+    speed = record.outcome.images_per_second if record and record.outcome else None
+    return {
+        "seconds": _finite(provenance.seconds if provenance else None),
+        "peak_memory_mb": _finite(provenance.peak_memory_mb if provenance else None),
+        "images_per_second": _finite(speed),
+        "started": provenance.started if provenance else None,
+        "commit": provenance.commit if provenance else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _paper(cell: Cell) -> str:
+    return "; ".join(
+        f"{wording.paper_backbone(reference.backbone)} {reference.value}"
+        for reference in cell.published
+        if reference.value is not None
+    )
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return value

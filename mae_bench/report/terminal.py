@@ -1,0 +1,54 @@
+"""Tables for a terminal, with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mae_bench.aggregate import Cell, TableResult
+from mae_bench.report import wording
+
+QUIET = "dim"
+
+
+def render(results: Sequence[TableResult]) -> RenderableType:
+    """Return something that `rich.console.Console.print` prints; fits 80 columns."""
+    parts: list[RenderableType] = []
+    for result in results:
+        notes = [_text(note, QUIET) for note in wording.notes(result)]
+        title = _text(wording.title(result), "bold")
+        parts.append(Padding(Group(title, "", _table(result), "", *notes), (0, 0, 1, 0)))
+    legend = [_text(note, QUIET) for note in wording.legend(results)]
+    return Group(*parts, Group(*legend))
+
+
+def _table(result: TableResult) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(_text("\nPretraining"), min_width=11)
+    for column in result.columns:
+        header = f"{column.column.group}\n{wording.column_title(result, column)}"
+        table.add_column(_text(header), justify="right")
+    for row in result.rows:
+        cells = (_text(wording.score(cell), _style(cell)) for cell in row.cells)
+        table.add_row(_text(row.row.title), *cells)
+        paper = wording.paper_scores(row.cells)
+        if paper:
+            line = (_text(text, QUIET) for text in paper)
+            table.add_row(_text(f" {wording.PAPER_LABEL}", QUIET), *line)
+    return table
+
+
+def _style(cell: Cell) -> str:
+    if cell.best:
+        return "bold"
+    return "" if cell.complete else "yellow"
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Plain text: rich reads no markup in it, and the terminal no control codes."""
+    return Text(wording.printable(text), style=style)
