@@ -5,6 +5,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce smoke test lint format doctor clean distclean
 
+# Trust what the system trusts, as pip does: networks with a certificate of their own need it.
+export UV_SYSTEM_CERTS ?= 1
+
 SYNCED := .venv/.synced
 RUN := .venv/bin/
 SOURCES := $(wildcard third_party/*/*.py third_party/*/*.toml)
