@@ -8,10 +8,12 @@ weights, optimizer and step, and ends bit-identical on one device.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
 import random
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +41,18 @@ STATE_FILE = "state.pth"
 
 
 def seed_all(*parts: int) -> None:
-    """Seed Python, NumPy and torch from a tuple of whole numbers, each tuple its own stream."""
-    words = np.random.SeedSequence(parts).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
+    """Seed Python, NumPy and torch from a tuple of whole numbers, each tuple its own stream.
+
+    Called for every sample and every step, hence the short way round `torch.manual_seed`, which
+    visits all kinds of devices.
+    """
+    digest = hashlib.blake2b(struct.pack(f"{len(parts)}q", *parts), digest_size=12).digest()
+    first, second, third = struct.unpack("3I", digest)
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(third)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(third)
 
 
 class PositionSampler(Sampler[tuple[int, int]]):
@@ -58,6 +67,9 @@ class PositionSampler(Sampler[tuple[int, int]]):
     def skip(self, num_samples: int) -> None:
         """Start after this many samples."""
         self.start = num_samples
+
+    def __len__(self) -> int:
+        return self.size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         position = self.start
@@ -143,7 +155,7 @@ class Reporter(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        step, loss = runner.iter + 1, float(outputs["loss"])
+        step, loss = runner.iter + 1, outputs["loss"].item()
         lr = max(group["lr"] for group in runner.optim_wrapper.param_groups)
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -151,7 +163,7 @@ class Reporter(Hook):
                 f"{self.job.folder / STATE_FILE}. Lower solver.base_lr"
             )
         if step % self.log_every == 0 or step == self.total:
-            parts = {k: float(v) for k, v in outputs.items() if k != "loss" and "loss" in k}
+            parts = {k: v.item() for k, v in outputs.items() if k != "loss" and "loss" in k}
             self.job.log_metrics(step, loss=loss, lr=lr, **parts)
         self.job.report("train", step, self.total, loss=loss)
         if step % self.save_every == 0 or step == self.total:
@@ -245,7 +257,9 @@ def train(
         ),
         train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=iterations + 1),
         optim_wrapper=wrapper,
-        default_hooks=dict(checkpoint=None, sampler_seed=None, logger=dict(interval=50)),
+        default_hooks=dict(
+            checkpoint=None, sampler_seed=None, logger=dict(type="LoggerHook", interval=50)
+        ),
         custom_hooks=[LearningRate(schedule), steps],
         visualizer=dict(
             type="Visualizer",

@@ -1,6 +1,6 @@
 """MAE Table 4: COCO detection and instance segmentation with Mask R-CNN.
 
-At mini scale, `random` stands beside the paper's rows: a floor that catches label and loader faults.
+At mini scale, `random` is added to the rows: a floor that catches label and loader faults.
 """
 
 from mae_bench.records import Column, Published, Row, Setting, Table

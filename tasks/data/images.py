@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchvision import transforms
 
 from mae_bench.errors import UserError
 from tasks.data import classification_split
@@ -63,12 +65,14 @@ class ImageDataset(Dataset):
         return self._cache[index]
 
 
-def _to_tensor() -> list[Any]:
-    return [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    ]
+def normalise(image: Image.Image) -> Tensor:
+    """RGB image -> (3, H, W) float32, ImageNet mean and deviation removed."""
+    array = np.asarray(image, dtype=np.float32) * _SCALE - _SHIFT
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+_SCALE = 1 / (255 * np.array(IMAGENET_DEFAULT_STD, dtype=np.float32))
+_SHIFT = np.array(IMAGENET_DEFAULT_MEAN, np.float32) / np.array(IMAGENET_DEFAULT_STD, np.float32)
 
 
 def training_transform(size: int, scale: Sequence[float]) -> Transform:
@@ -76,14 +80,9 @@ def training_transform(size: int, scale: Sequence[float]) -> Transform:
 
     Source: facebookresearch/mae main_pretrain.py (scale 0.2-1) and main_linprobe.py.
     """
-    low, high = scale
-    return v2.Compose([
-        v2.RandomResizedCrop(
-            size, scale=(low, high), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-        ),
-        v2.RandomHorizontalFlip(),
-        *_to_tensor(),
-    ])
+    crop = RandomResizedCropAndInterpolation(size, tuple(scale), interpolation="bicubic")
+    flip = transforms.RandomHorizontalFlip()
+    return transforms.Compose([crop, flip, normalise])
 
 
 def evaluation_transform(size: int, crop_ratio: float = 224 / 256) -> Transform:
@@ -91,12 +90,9 @@ def evaluation_transform(size: int, crop_ratio: float = 224 / 256) -> Transform:
 
     Source: facebookresearch/mae util/datasets.py.
     """
-    short = round(size / crop_ratio)
-    return v2.Compose([
-        v2.Resize(short, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-        v2.CenterCrop(size),
-        *_to_tensor(),
-    ])
+    bicubic = transforms.InterpolationMode.BICUBIC
+    resize = transforms.Resize(round(size / crop_ratio), interpolation=bicubic)
+    return transforms.Compose([resize, transforms.CenterCrop(size), normalise])
 
 
 def labelled_sets(
@@ -114,7 +110,9 @@ def labelled_sets(
         train.paths, train.labels, training_transform(size, data["crop_scale"]), data["cache"]
     )
     evaluation = evaluation_transform(size, data["crop_ratio"])
-    val_set = ImageDataset(val.paths[:limit], val.labels[:limit], evaluation)
+    # A limit takes images spread over the set, which is sorted by class.
+    some = range(0, len(val.paths), max(1, len(val.paths) // (limit or len(val.paths))))[:limit]
+    val_set = ImageDataset([val.paths[i] for i in some], [val.labels[i] for i in some], evaluation)
     return train_set, val_set, list(train.classes)
 
 

@@ -39,7 +39,7 @@ from mae_bench.records import Metric, Outcome, Picture
 from tasks import engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
 from tasks.pretraining import TARGETS
-from tasks.pretraining.pictures import image_grid
+from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
 
 FORMAT = "mae-bench-mae"
 
@@ -270,7 +270,8 @@ def _score(
     # The same masks for every run, so that their losses and pictures can be compared.
     noise = torch.rand(len(images), length, generator=torch.Generator().manual_seed(0))
     loss = mae(images, noise=noise)["loss"].item()
-    shown = mae.reconstruct(images[:12], noise[:12])
+    some = spread(len(images), NUM_SHOWN)
+    shown = mae.reconstruct(images[some], noise[some])
     image_grid(list(shown.values()), list(shown), job.folder / "reconstructions.png")
     caption = f"Validation images, {mae.mask_ratio:.0%} of the patches removed ({job.run.init})"
     return loss, (Picture(path="reconstructions.png", caption=caption),)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mae_bench.job import write_atomically
 
-TARGET_PX, GAP, TITLE_PX = 96, 4, 110
+TARGET_PX, GAP, TITLE_PX = 128, 4, 110
+NUM_SHOWN = 8
 
 
 def image_grid(rows: Sequence[Tensor], titles: Sequence[str], path: Path) -> None:
@@ -40,6 +41,11 @@ def image_grid(rows: Sequence[Tensor], titles: Sequence[str], path: Path) -> Non
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
+
+
+def spread(size: int, count: int) -> list[int]:
+    """`count` indices spread evenly over `size` items (sorted by class, they show every class)."""
+    return [size * k // count for k in range(min(count, size))]
 
 
 def _picture(image: Tensor, zoom: int) -> Image.Image:

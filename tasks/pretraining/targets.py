@@ -54,8 +54,9 @@ class NormPixel(Pixel):
 
     def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
         """(B, M, P), zero mean and unit variance per patch."""
-        mean, deviation = self._statistics(take(patches, masked))
-        return (take(patches, masked) - mean) / deviation
+        truth = take(patches, masked)
+        mean, deviation = self._statistics(truth)
+        return (truth - mean) / deviation
 
     def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> Tensor:
         """Undo the normalisation with the true patch's statistics (for display only)."""

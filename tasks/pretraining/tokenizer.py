@@ -25,7 +25,7 @@ from mae_bench.job import Job, write_atomically
 from mae_bench.records import Metric, Outcome, Picture
 from tasks import engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
-from tasks.pretraining.pictures import image_grid
+from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
 
 FORMAT = "mae-bench-tokenizer"
 
@@ -161,7 +161,9 @@ def _score(
     shares = torch.bincount(ids.flatten(), minlength=tokenizer.num_codes).double()
     shares = shares[shares > 0] / shares.sum()
     perplexity = (-(shares * shares.log()).sum()).exp().item()
-    image_grid([images[:12], rebuilt[:12]], ["original", "from ids"], job.folder / "rebuilt.png")
+    some = spread(len(images), NUM_SHOWN)
+    rows = [images[some], rebuilt[some]]
+    image_grid(rows, ["original", "from ids"], job.folder / "rebuilt.png")
     metrics = {
         "psnr": Metric(value=-10 * math.log10(mse), unit="dB"),
         "codes_used": Metric(value=100.0 * len(shares) / tokenizer.num_codes, unit="%"),
