@@ -1,0 +1,50 @@
+"""UperNet on the miniature ADE20K.
+
+arXiv:2111.06377 A.4 with the parts it takes from microsoft/unilm beit/semantic_segmentation, made
+small: crop, channels, batch and steps. Also an ordinary mmseg config; see the end.
+"""
+
+recipe = {
+    "data": {
+        "image_size": 96,  # px of the short side before jitter; the long side at most 4 times that
+        "crop_size": 64,  # px
+        "scale_range": [0.5, 2.0],
+        "class_max_share": 0.75,  # of a crop that one class may cover
+        "cache": True,  # keep the decoded images in memory
+    },
+    "model": {
+        "taps": None,  # 0-based blocks; None for the last of each quarter
+        "scales": [4, 2, 1, 0.5],
+        "pool_scales": [1, 2, 3, 6],
+        "channels": 48,  # of UPerHead; the encoder's width at paper scale
+        "aux_channels": 32,
+        "aux_weight": 0.4,
+        "dropout": 0.1,
+        "drop_path_rate": 0.0,
+        "freeze_backbone": False,
+    },
+    "solver": {
+        "iterations": 300,
+        "batch_size": 16,
+        "lr": 1e-3,  # absolute
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.05,
+        "layer_decay": 0.75,
+        "warmup_iterations": 30,
+        "amp": None,
+        "num_workers": 0,
+        "save_every": 100,
+    },
+    "test": {
+        "mode": "whole",  # or "slide", with windows of crop_size
+        "stride": 42,  # px between windows
+        "max_images": None,
+    },
+}
+smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "test.max_images": 4}
+
+_base_ = []  # tells mmengine that this is a plain config, in which imports are what they look like
+
+from tasks.upernet import mmseg_config  # noqa: E402
+
+globals().update(mmseg_config(recipe))
