@@ -18,7 +18,7 @@ from tasks.data.miniature.scenes import CLUTTER, draw_scene, draw_subject
 from tasks.data.miniature.surfaces import SURFACE_PAINTERS
 from tasks.data.miniature.things import FIGURES
 from tasks.data.miniature.writers import image_rng, long_tail
-from tasks.data.specs import SPECS, SURFACES, THINGS, InatSpec
+from tasks.data.specs import SPECS, SURFACES, THINGS, WORLD_VERSION, InatSpec
 
 SMALL = {
     "mini-imagenet": replace(SPECS["mini-imagenet"], train_per_class=2, val_per_class=1),
@@ -28,6 +28,29 @@ SMALL = {
     "mini-places": replace(SPECS["mini-places"], train_per_class=3, val_per_class=2),
 }
 IMAGES = {".jpg", ".JPEG"}
+GOLDEN = {
+    "version": 3,
+    "mini-imagenet": [
+        [103, 77, 86, 124, 92, 103, 50, 52, 91, 31, 75, 102],
+        [95, 139, 171, 87, 157, 180, 57, 118, 36, 58, 120, 46],
+    ],
+    "mini-coco": [
+        [103, 110, 147, 94, 131, 171, 32, 86, 115, 29, 86, 117],
+        [93, 129, 179, 100, 134, 186, 48, 85, 125, 56, 79, 117],
+    ],
+    "mini-ade20k": [
+        [157, 93, 80, 163, 99, 81, 112, 92, 75, 144, 123, 98],
+        [108, 161, 166, 98, 132, 137, 199, 183, 129, 170, 156, 111],
+    ],
+    "mini-inat": [
+        [99, 76, 60, 98, 76, 60, 72, 76, 39, 67, 91, 36],
+        [115, 175, 213, 134, 187, 219, 68, 127, 55, 52, 106, 68],
+    ],
+    "mini-places": [
+        [85, 113, 140, 86, 104, 150, 146, 132, 87, 146, 123, 98],
+        [128, 83, 88, 145, 105, 90, 128, 94, 54, 109, 86, 47],
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +117,20 @@ def test_the_seed_changes_every_image():
     other = replace(spec, seed=spec.seed + 1)
     one, two = (draw_scene(image_rng(s, "train", 0), s).image for s in (spec, other))
     assert (one != two).any()
+
+
+def thumbnails(root: Path, name: str) -> list[list[int]]:
+    """Mean colour of the quarters of two images."""
+    paths = sorted(images_below(root / name))
+    images = [np.asarray(Image.open(path)) for path in (paths[0], paths[-1])]
+    return [cv2.resize(i, (2, 2), interpolation=cv2.INTER_AREA).ravel().tolist() for i in images]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_drawing_is_that_of_the_world_version(root, name):
+    """Whoever means to change the drawing bumps WORLD_VERSION and renews GOLDEN."""
+    assert GOLDEN["version"] == WORLD_VERSION
+    np.testing.assert_allclose(thumbnails(root, name), GOLDEN[name], atol=1)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 # Bumped whenever tasks/data/miniature draws or writes something else from the same spec.
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 
 FAR_SURFACES = ("sky", "brick")
 NEAR_SURFACES = ("grass", "wood", "sand", "water")
@@ -139,15 +139,15 @@ SPECIES = (
     _species("Papilio albus", "Lepidoptera", "butterfly", hue=0.0, bands=1, hind=1.0),
     _species("Carabus latus", "Coleoptera", "beetle", hue=0.0, spots=1, width=0.62),
     _species("Salix simplex", "Plantae", "leaf", hue=0.0, lobes=0, width=0.34),
-    _species("Papilio minor", "Lepidoptera", "butterfly", hue=0.14, bands=2, hind=0.55),
-    _species("Carabus gracilis", "Coleoptera", "beetle", hue=0.14, spots=2, width=0.42),
-    _species("Quercus triloba", "Plantae", "leaf", hue=0.14, lobes=3, width=0.62),
-    _species("Papilio virgatus", "Lepidoptera", "butterfly", hue=0.6, bands=3, hind=1.0),
-    _species("Carabus punctatus", "Coleoptera", "beetle", hue=0.6, spots=3, width=0.62),
-    _species("Quercus crispa", "Plantae", "leaf", hue=0.6, lobes=5, width=0.42),
-    _species("Papilio fasciatus", "Lepidoptera", "butterfly", hue=0.85, bands=4, hind=0.55),
-    _species("Carabus lineatus", "Coleoptera", "beetle", hue=0.85, spots=0, width=0.42),
-    _species("Fagus lata", "Plantae", "leaf", hue=0.85, lobes=0, width=0.62),
+    _species("Papilio minor", "Lepidoptera", "butterfly", hue=0.25, bands=2, hind=0.55),
+    _species("Carabus gracilis", "Coleoptera", "beetle", hue=0.25, spots=2, width=0.42),
+    _species("Quercus triloba", "Plantae", "leaf", hue=0.25, lobes=3, width=0.62),
+    _species("Papilio virgatus", "Lepidoptera", "butterfly", hue=0.5, bands=3, hind=1.0),
+    _species("Carabus punctatus", "Coleoptera", "beetle", hue=0.5, spots=3, width=0.62),
+    _species("Quercus crispa", "Plantae", "leaf", hue=0.5, lobes=5, width=0.42),
+    _species("Papilio fasciatus", "Lepidoptera", "butterfly", hue=0.75, bands=4, hind=0.55),
+    _species("Carabus lineatus", "Coleoptera", "beetle", hue=0.75, spots=0, width=0.42),
+    _species("Fagus lata", "Plantae", "leaf", hue=0.75, lobes=0, width=0.62),
 )
 
 

@@ -7,6 +7,7 @@ surface it is and which thing owns it, so every label is what can be seen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +28,7 @@ from tasks.data.miniature.things import FIGURES, Figure, Traits
 from tasks.data.specs import FAR_SURFACES, NEAR_SURFACES, SURFACES, THINGS, Place, SceneSpec, Spec
 
 NOBODY, CLUTTER = -1, -2
+Point = tuple[float, float]
 
 
 @dataclass
@@ -57,13 +59,7 @@ class Scene:
         return self.image.shape[0]
 
 
-def start(
-    rng: Rng,
-    spec: Spec,
-    far: str | None = None,
-    near: str | None = None,
-    light: Light | None = None,
-) -> Scene:
+def start(rng: Rng, spec: Spec, far: str | None = None, near: str | None = None) -> Scene:
     """Paint the surfaces; those not given are drawn at random."""
     side = spec.size_px * spec.supersampling
     far = far or FAR_SURFACES[rng.integers(len(FAR_SURFACES))]
@@ -82,9 +78,19 @@ def start(
     return Scene(image, surface, owner, horizon, random_light(rng), spec.supersampling)
 
 
-def _shaded(
-    figure: Figure, u: Array, v: Array, distance: Array, light: tuple[float, float]
-) -> Array:
+def _window(scene: Scene, at: Point, reach: float) -> tuple[slice, slice]:
+    """Rows and columns within `reach` of a point, cut at the scene's border; may be empty."""
+    left, top = max(0, int(at[0] - reach)), max(0, int(at[1] - reach))
+    right, bottom = (max(0, min(scene.side, int(x + reach) + 1)) for x in at)
+    return slice(top, bottom), slice(left, right)
+
+
+def _rotate(x: Array | float, y: Array | float, angle: float) -> tuple[Any, Any]:
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def _shading(figure: Figure, u: Array, v: Array, distance: Array, light: Point) -> Array:
     """Factor for the colours, (H, W): a sphere's falloff, a bevelled rim, a dark outline."""
     facing = u * light[0] + v * light[1]
     shade = 1 + (0.28 - 0.2 * figure.bulge) * facing
@@ -95,8 +101,16 @@ def _shaded(
     return shade * (1 - 0.4 * rim)
 
 
+def _shadow(distance: Array, radius: float, light: Point) -> Array:
+    """Factor for what lies behind, (H, W): the outline, soft, moved away from the light."""
+    move = np.float32([[1, 0, -0.16 * light[0] * radius], [0, 1, -0.16 * light[1] * radius]])
+    size = distance.shape[::-1]
+    moved = cv2.warpAffine(distance, move, size, borderMode=cv2.BORDER_REPLICATE)
+    return 0.5 + 0.5 * smoothstep(-0.1, 0.16, moved)
+
+
 def paint_figure(
-    scene: Scene, figure: Figure, at: tuple[float, float], radius: float, angle: float, owner: int
+    scene: Scene, figure: Figure, at: Point, radius: float, angle: float, owner: int
 ) -> None:
     """Paint a figure and its shadow.
 
@@ -104,37 +118,21 @@ def paint_figure(
         at: (x, y) of its centre, painted pixels. radius: painted pixels. angle: radians.
         owner: written to `scene.owner` where the figure covers more than half a painted pixel.
     """
-    reach = radius * 1.4
-    left, top = max(0, int(at[0] - reach)), max(0, int(at[1] - reach))
-    right, bottom = (min(scene.side, int(at[k] + reach) + 1) for k in (0, 1))
-    if left >= right or top >= bottom:
+    window = rows, columns = _window(scene, at, 1.4 * radius)
+    x = (np.arange(columns.start, columns.stop) + 0.5 - at[0]) / radius
+    y = (np.arange(rows.start, rows.stop) + 0.5 - at[1]) / radius
+    if not (len(x) and len(y)):
         return
-    x = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - at[0])) / np.float32(radius)
-    y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - at[1]))[:, None]
-    y = y / np.float32(radius)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    u, v = x * cos + y * sin, y * cos - x * sin
-    light = scene.light.direction
-    local_light = (light[0] * cos + light[1] * sin, light[1] * cos - light[0] * sin)
-
+    u, v = _rotate(x[None].astype(np.float32), y[:, None].astype(np.float32), angle)
+    light = _rotate(*scene.light.direction, angle)
     distance = figure.outline(u, v).astype(np.float32)
-    window = (slice(top, bottom), slice(left, right))
-    dx, dy = -light[0] * 0.16, -light[1] * 0.16
-    shift = np.float32([[1, 0, dx * radius], [0, 1, dy * radius]])
-    shadow = cv2.warpAffine(
-        distance,
-        shift,
-        distance.shape[::-1],
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    patch = scene.image[window] * thrice(0.5 + 0.5 * smoothstep(-0.1, 0.16, shadow))
-    cover = np.clip(0.5 - distance * radius, 0, 1)
-    colours = figure.paint(u, v) * thrice(_shaded(figure, u, v, distance, local_light))
+    behind = scene.image[window] * thrice(_shadow(distance, radius, scene.light.direction))
+    colours = figure.paint(u, v) * thrice(_shading(figure, u, v, distance, light))
     if figure.bulge == 1.0:
-        glint = np.hypot(u - local_light[0] * 0.45, v - local_light[1] * 0.45)
+        glint = np.hypot(u - light[0] * 0.45, v - light[1] * 0.45)
         colours = mix(colours, rgb(1, 1, 1), 0.7 * (1 - smoothstep(0.05, 0.24, glint)))
-    scene.image[window] = mix(patch, colours, cover)
+    cover = np.clip(0.5 - distance * radius, 0, 1)
+    scene.image[window] = mix(behind, colours, cover)
     scene.owner[window][cover > 0.5] = owner
 
 
@@ -154,9 +152,7 @@ def scatter_clutter(rng: Rng, scene: Scene, most: int) -> None:
         paint_figure(scene, pebble, at, radius, 0.0, CLUTTER)
 
 
-def add_thing(
-    rng: Rng, scene: Scene, name: str, at: tuple[float, float], radius: float, traits: Traits
-) -> None:
+def add_thing(rng: Rng, scene: Scene, name: str, at: Point, radius: float, traits: Traits) -> None:
     """Paint one thing and remember it."""
     figure = FIGURES[name](rng, traits)
     angle = rng.uniform(-figure.tilt, figure.tilt)
@@ -164,7 +160,7 @@ def add_thing(
     scene.things.append(name)
 
 
-def add_crowd(rng: Rng, scene: Scene, name: str, at: tuple[float, float], radius: float) -> None:
+def add_crowd(rng: Rng, scene: Scene, name: str, at: Point, radius: float) -> None:
     """Paint a heap of tiny things that share one label."""
     for _ in range(rng.integers(6, 10)):
         figure = FIGURES[name](rng, {})
@@ -217,11 +213,11 @@ def finish(rng: Rng, scene: Scene) -> Scene:
 
 
 def draw_subject(
-    rng: Rng, spec: Spec, name: str, traits: Traits, clutter: int = 4, others: tuple[str, ...] = ()
+    rng: Rng, spec: Spec, name: str, traits: Traits, others: tuple[str, ...] = ()
 ) -> Scene:
     """One dominant figure on surfaces; one of `others`, much smaller, may be behind it."""
     scene = start(rng, spec)
-    scatter_clutter(rng, scene, clutter)
+    scatter_clutter(rng, scene, 4)
     if others and rng.uniform() < 0.5:
         at = (rng.uniform(0, 1) * scene.side, rng.uniform(0.2, 0.95) * scene.side)
         add_thing(rng, scene, others[rng.integers(len(others))], at, scene.side * 0.12, {})

@@ -46,7 +46,7 @@ def colour_pair(rng: Rng, hue: float | None = None) -> tuple[Array, Array]:
     Args:
         hue: of the first colour, which is then the bright one; all random when not given.
     """
-    main = rng.uniform() if hue is None else (hue + rng.normal(0, 0.025)) % 1
+    main = rng.uniform() if hue is None else (hue + rng.normal(0, 0.14)) % 1
     least = 0.35 if hue is None else 0.65
     bright = colorsys.hsv_to_rgb(main, rng.uniform(least, 0.9), rng.uniform(0.85, 1.0))
     other = (main + rng.uniform(0.2, 0.8)) % 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,8 @@ SPLITS = ("train", "val")
 
 def image_rng(spec: Spec, split: str, index: int) -> Rng:
     """A generator of the image's own, so that each can be drawn alone and none repeats."""
-    return np.random.default_rng([
-        spec.seed,
-        zlib.crc32(spec.name.encode()),
-        SPLITS.index(split),
-        index,
-    ])
+    name = zlib.crc32(spec.name.encode())
+    return np.random.default_rng([spec.seed, name, SPLITS.index(split), index])
 
 
 def _write_image(path: Path, image: Array, *options: int) -> None:
@@ -103,7 +98,9 @@ def _(spec: CocoSpec, root: Path) -> None:
 @write.register
 def _(spec: Ade20kSpec, root: Path) -> None:
     top = root / "ADEChallengeData2016"
-    pixels = np.zeros(1 + len(SURFACES) + len(THINGS), np.int64)
+    names = (*SURFACES, *THINGS)
+    pixels = np.zeros(1 + len(names), np.int64)
+    holding = {split: np.zeros(1 + len(names), np.int64) for split in SPLITS}
     counts = (("training", "train", spec.num_train), ("validation", "val", spec.num_val))
     for folder, split, count in counts:
         images, maps = _folders(top, f"images/{folder}", f"annotations/{folder}")
@@ -113,24 +110,21 @@ def _(spec: Ade20kSpec, root: Path) -> None:
             stem = f"ADE_{split}_{index + 1:08d}"
             _write_jpeg(images / f"{stem}.jpg", scene.image, spec)
             _write_image(maps / f"{stem}.png", labels)
-            pixels += np.bincount(labels.ravel(), minlength=len(pixels))
-    shares = pixels[1:] / pixels[1:].sum()
+            histogram = np.bincount(labels.ravel(), minlength=len(pixels))
+            pixels += histogram
+            holding[split] += histogram > 0
     lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
-    for number, (name, share) in enumerate(zip((*SURFACES, *THINGS), shares, strict=True), 1):
-        stuff = int(name in SURFACES)
-        lines.append(f"{number}\t{share:.4f}\t{spec.num_train}\t{spec.num_val}\t{stuff}\t{name}")
+    for number, name in enumerate(names, 1):
+        share, stuff = pixels[number] / pixels[1:].sum(), int(name in SURFACES)
+        train, val = (holding[split][number] for split in SPLITS)
+        lines.append(f"{number}\t{share:.4f}\t{train}\t{val}\t{stuff}\t{name}")
     (top / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
 
 
 def long_tail(spec: InatSpec) -> list[int]:
     """Training images of each species, falling geometrically from head to tail."""
-    ranks = np.linspace(0, 1, len(spec.species))
-    return (
-        np
-        .rint(spec.head_images * (spec.tail_images / spec.head_images) ** ranks)
-        .astype(int)
-        .tolist()
-    )
+    counts = np.geomspace(spec.head_images, spec.tail_images, len(spec.species))
+    return [round(count) for count in counts.tolist()]
 
 
 @write.register
@@ -165,30 +159,20 @@ def _(spec: PlacesSpec, root: Path) -> None:
     top = root / "places365"
     names = [place.name for place in spec.places]
     _folders(top, "val_256", *(f"data_256_standard{name}" for name in names))
-    (top / "categories_places365.txt").write_text(
-        "".join(f"{name} {label}\n" for label, name in enumerate(names))
-    )
-
-    def paint(split: str, per_class: int, path: Callable[[str, int], str], listing: str) -> None:
-        lines = []
-        for label, place in enumerate(spec.places):
-            for index in range(label * per_class, (label + 1) * per_class):
-                scene = draw_place(image_rng(spec, split, index), spec, place)
-                name = path(place.name, index + 1)
-                folder = "data_256_standard" if split == "train" else "val_256/"
-                _write_jpeg(top / f"{folder}{name}", scene.image, spec)
-                lines.append(f"{name} {label}\n")
-        (top / listing).write_text("".join(lines))
-
-    paint(
-        "train",
-        spec.train_per_class,
-        lambda name, number: f"{name}/{number:08d}.jpg",
-        "places365_train_standard.txt",
-    )
-    paint(
-        "val",
-        spec.val_per_class,
-        lambda name, number: f"Places365_val_{number:08d}.jpg",
-        "places365_val.txt",
-    )
+    lists: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, per_class in zip(SPLITS, (spec.train_per_class, spec.val_per_class), strict=True):
+        for index in range(per_class * len(names)):
+            label = index // per_class
+            scene = draw_place(image_rng(spec, split, index), spec, spec.places[label])
+            # The training list names categories from the root; the validation folder is flat.
+            if split == "train":
+                name = f"{names[label]}/{index + 1:08d}.jpg"
+                _write_jpeg(top / f"data_256_standard{name}", scene.image, spec)
+            else:
+                name = f"Places365_val_{index + 1:08d}.jpg"
+                _write_jpeg(top / "val_256" / name, scene.image, spec)
+            lists[split].append(f"{name} {label}\n")
+    categories = "".join(f"{name} {label}\n" for label, name in enumerate(names))
+    (top / "categories_places365.txt").write_text(categories)
+    (top / "places365_train_standard.txt").write_text("".join(lists["train"]))
+    (top / "places365_val.txt").write_text("".join(lists["val"]))
