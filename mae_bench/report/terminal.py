@@ -20,9 +20,10 @@ def render(results: Sequence[TableResult]) -> RenderableType:
     """Return something that `rich.console.Console.print` prints; fits 80 columns."""
     parts: list[RenderableType] = []
     for result in results:
-        notes = [_text(note, QUIET) for note in wording.notes(result)]
+        notes = wording.notes(result)
+        below = [_text("\n".join(["", *notes]), QUIET)] if notes else []
         title = _text(wording.title(result), "bold")
-        parts.append(Padding(Group(title, "", _table(result), "", *notes), (0, 0, 1, 0)))
+        parts.append(Padding(Group(title, "", _table(result), *below), (0, 0, 1, 0)))
     legend = [_text(note, QUIET) for note in wording.legend(results)]
     return Group(*parts, Group(*legend))
 
