@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae_bench.errors import UserError, unknown
-from tasks.data.formats import READERS, Ade20kSplit, CocoSplit, LabeledImages
+from tasks.data.formats import (
+    CLASSIFICATION_READERS,
+    Ade20kSplit,
+    CocoSplit,
+    LabeledImages,
+    read_ade20k,
+    read_coco,
+)
 from tasks.data.specs import SPECS, Spec, spec_fingerprint
 
 __all__ = [
@@ -38,7 +45,7 @@ class Dataset:
     """A dataset that can be named.
 
     Attributes:
-        layout: key of `formats.READERS`.
+        layout: "coco", "ade20k" or a key of `formats.CLASSIFICATION_READERS`.
         spec: how it is generated; None for one that must be there.
     """
 
@@ -53,7 +60,6 @@ DATASETS: dict[str, Dataset] = {
     "mini-inat": Dataset("inat", SPECS["mini-inat"]),
     "mini-places": Dataset("places365", SPECS["mini-places"]),
 }
-CLASSIFICATION_LAYOUTS = ("imagefolder", "inat", "places365")
 
 
 def get_dataset(name: str) -> Dataset:
@@ -127,25 +133,28 @@ def _generate(spec: Spec, folder: Path, expected: str) -> None:
     partial.rename(folder)
 
 
-def _read(name: str, data_root: Path, split: str, layouts: tuple[str, ...], use: str):
+def _located(name: str, data_root: Path, layouts: Iterable[str], use: str) -> tuple[str, Path]:
+    """Layout of a dataset and the folder that holds its top folder, if it is one for this use."""
     dataset = get_dataset(name)
     if dataset.layout not in layouts:
         suitable = ", ".join(n for n, d in DATASETS.items() if d.layout in layouts)
         raise UserError(f"dataset {name!r} is not one for {use}; these are: {suitable}")
-    root = data_root / name if dataset.spec else data_root
-    return READERS[dataset.layout](root, split)
+    return dataset.layout, data_root / name if dataset.spec else data_root
 
 
 def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:
     """Images and labels of "train" or "val"."""
-    return _read(name, data_root, split, CLASSIFICATION_LAYOUTS, "classification")
+    layout, root = _located(name, data_root, CLASSIFICATION_READERS, "classification")
+    return CLASSIFICATION_READERS[layout](root, split)
 
 
 def coco_split(name: str, data_root: Path, split: str) -> CocoSplit:
     """Instance file and image folder of "train" or "val"."""
-    return _read(name, data_root, split, ("coco",), "detection")
+    _, root = _located(name, data_root, ("coco",), "detection")
+    return read_coco(root, split)
 
 
 def ade20k_split(name: str, data_root: Path, split: str) -> Ade20kSplit:
     """Image and map folders of "train" or "val"."""
-    return _read(name, data_root, split, ("ade20k",), "segmentation")
+    _, root = _located(name, data_root, ("ade20k",), "segmentation")
+    return read_ade20k(root, split)

@@ -190,10 +190,8 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return channels[0], channels[1], channels[2]
 
 
-READERS: dict[str, Callable[[Path, str], Any]] = {
+CLASSIFICATION_READERS: dict[str, Callable[[Path, str], LabeledImages]] = {
     "imagefolder": read_imagefolder,
     "inat": read_inat,
     "places365": read_places365,
-    "coco": read_coco,
-    "ade20k": read_ade20k,
 }
