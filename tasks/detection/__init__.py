@@ -7,8 +7,6 @@ continues at the right sample and ends bit-identical on one device.
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import io
 import json
 
@@ -21,7 +19,7 @@ from backbones import detectron2 as adapter  # isort: skip
 from detectron2.config import LazyConfig, instantiate
 
 from backbones.checkpoints import fingerprint
-from backbones.groups import parameter_rules
+from backbones.groups import parameter_rules, write_rules
 from mae_bench.errors import UserError
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome
@@ -109,10 +107,7 @@ def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
     )
     solver = job.recipe["solver"]
     rules = parameter_rules(model, encoder, solver["weight_decay"], solver["layer_decay"])
-    with (job.folder / "parameters.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(field.name for field in dataclasses.fields(rules[0]))
-        table.writerows(dataclasses.astuple(rule) for rule in rules)
+    write_rules(rules, job.folder / "parameters.csv")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "backbone_parameters": sum(p.numel() for p in encoder.parameters()),

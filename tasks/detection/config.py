@@ -123,14 +123,28 @@ def _schedule(solver: Mapping[str, Any]) -> DictConfig:
     )
 
 
+def large_scale_jitter(
+    size: int, min_scale: float, max_scale: float, flip: float
+) -> list[T.Augmentation]:
+    """Flip, scale an image against a box of `size` px, crop or pad it to that box.
+
+    Source: arXiv:2012.07177; detectron2 configs/common/data/coco_panoptic_separated.py.
+    """
+    return [
+        T.RandomFlip(prob=flip),
+        T.ResizeScale(min_scale, max_scale, size, size),
+        T.FixedSizeCrop((size, size)),
+    ]
+
+
 def _dataloader(recipe: Mapping[str, Any], where: Mapping[str, str], seed: int) -> DictConfig:
     settings, size = recipe["data"], recipe["data"]["image_size"]
-    scale = dict(min_scale=settings["min_scale"], max_scale=settings["max_scale"])
-    jitter = [
-        L(T.RandomFlip)(prob=settings["flip"]),
-        L(T.ResizeScale)(**scale, target_height=size, target_width=size),
-        L(T.FixedSizeCrop)(crop_size=[size, size]),
-    ]
+    jitter = L(large_scale_jitter)(
+        size=size,
+        min_scale=settings["min_scale"],
+        max_scale=settings["max_scale"],
+        flip=settings["flip"],
+    )
     whole = [L(T.ResizeShortestEdge)(short_edge_length=size, max_size=size)]
     masks = dict(use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=True)
     workers = settings["num_workers"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pycocotools.mask
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 # Before detectron2: it restores names that detectron2 reads.
 import backbones.detectron2  # isort: skip  # noqa: F401
@@ -21,7 +19,7 @@ from detectron2.evaluation import COCOEvaluator
 
 from mae_bench.errors import UserError
 from tasks.data import coco_split
-from tasks.engine import seed_all
+from tasks.engine import PositionSampler, PositionSeeded
 
 
 def register(dataset: str, data_root: str | Path, split: str) -> str:
@@ -41,30 +39,6 @@ def num_classes(dataset: str, data_root: str | Path) -> int:
     return len(coco_split(dataset, Path(data_root), "train").classes)
 
 
-class PositionSampler(Sampler[int]):
-    """Endless order of the training images, each epoch a permutation of its own.
-
-    Just before a sample is read it seeds the random draws of its augmentation from the sample's
-    position in training, in whichever worker reads it.
-
-    Args:
-        start: position to begin at.
-    """
-
-    def __init__(self, size: int, seed: int, start: int = 0):
-        self.size, self.seed, self.start = size, seed, start
-
-    def __iter__(self) -> Iterator[int]:
-        position = self.start
-        while True:
-            epoch, offset = divmod(position, self.size)
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-            for index in order[offset:]:
-                seed_all(self.seed, 1, position)
-                yield int(index)
-                position += 1
-
-
 def train_loader(
     dataset: str,
     data_root: str | Path,
@@ -74,7 +48,7 @@ def train_loader(
     seed: int = 0,
     start: int = 0,
 ) -> DataLoader:
-    """detectron2's training loader over images that have annotations.
+    """Endless batches of mapped images that have annotations, the same for any `num_workers`.
 
     Args:
         start: samples already seen.
@@ -88,14 +62,16 @@ def train_loader(
             f"batch of {batch_size} is larger than the training set of {len(records)} images with "
             f"annotations; set solver.batch_size to at most {len(records)}"
         )
-    return data.build_detection_train_loader(
-        [_with_rle(record) for record in records],
-        mapper=mapper,
-        sampler=PositionSampler(len(records), seed, start),
-        total_batch_size=batch_size,
-        # Its buckets would be a state to restore on resume.
-        aspect_ratio_grouping=False,
+    images = DatasetFromList([_with_rle(record) for record in records], copy=False)
+    sampler = PositionSampler(len(records), seed)
+    sampler.skip(start)
+    # Not detectron2's own: that gives another order for another number of workers.
+    return DataLoader(
+        PositionSeeded(MapDataset(images, mapper), seed),
+        batch_size=batch_size,
+        sampler=sampler,
         num_workers=num_workers,
+        collate_fn=trivial_batch_collator,
     )
 
 

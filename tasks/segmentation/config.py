@@ -1,4 +1,4 @@
-"""A segmentation recipe written out as an ordinary mmseg config. Imports no mmseg itself.
+"""A segmentation recipe written out as an ordinary mmseg config.
 
 Source: arXiv:2111.06377 A.4, which uses the code of microsoft/unilm beit/semantic_segmentation.
 """
@@ -13,8 +13,8 @@ from typing import Any
 from backbones import create_backbone
 from mae_bench.errors import UserError
 from tasks import data
+from tasks.segmentation.transforms import IGNORED
 
-IGNORED = 255
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 

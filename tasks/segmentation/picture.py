@@ -1,0 +1,60 @@
+"""Image, truth, prediction and errors side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from tasks.segmentation.transforms import IGNORED
+
+
+@dataclass(frozen=True)
+class Example:
+    """One validation image for the picture: RGB (H, W, 3), truth and prediction (H, W)."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def draw(examples: Sequence[Example], metainfo: Mapping[str, Any], path: Path) -> None:
+    """Image, truth, prediction and errors side by side, one row an image, with a legend."""
+    palette = np.full((256, 3), 255, dtype=np.uint8)
+    palette[: len(metainfo["palette"])] = metainfo["palette"]
+    height = 2.1 * len(examples) + 0.8
+    figure = Figure(figsize=(8.4, height))
+    axes = figure.subplots(len(examples), 4, squeeze=False)
+    for axis, title in zip(axes[0], ("image", "truth", "prediction", "errors"), strict=True):
+        axis.set_title(title, fontsize=10)
+    for row, example in zip(axes, examples, strict=True):
+        errors, share = _errors(example)
+        maps = (example.image, palette[example.truth], palette[example.prediction], errors)
+        for axis, picture in zip(row, maps, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+        place = dict(transform=row[3].transAxes, ha="right", va="bottom", fontsize=7)
+        row[3].text(0.98, 0.02, f"{share:.1%} wrong", **place)
+    _legend(figure, metainfo["classes"], palette)
+    figure.savefig(path, dpi=150)
+
+
+def _errors(example: Example) -> tuple[np.ndarray, float]:
+    """Wrong pixels red on a pale image, unlabelled ones white; and the share of wrong ones."""
+    known = example.truth != IGNORED
+    wrong = known & (example.truth != example.prediction)
+    pale = (example.image.mean(-1, keepdims=True) * 0.4 + 140).repeat(3, -1).astype(np.uint8)
+    pale[wrong], pale[~known] = (214, 39, 40), (255, 255, 255)
+    return pale, wrong.sum() / max(known.sum(), 1)
+
+
+def _legend(figure: Figure, classes: Sequence[str], palette: np.ndarray) -> None:
+    names = [*enumerate(classes), (IGNORED, "unlabelled")]
+    patches = [Patch(fc=palette[label] / 255, ec="0.6", label=name) for label, name in names]
+    figure.legend(handles=patches, loc="lower center", ncols=7, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.6 / figure.get_figheight(), 1, 1), pad=0.4)
