@@ -45,6 +45,6 @@ smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "test.max_images
 
 _base_ = []  # tells mmengine that this is a plain config, in which imports are what they look like
 
-from tasks.upernet import mmseg_config  # noqa: E402
+from tasks.segmentation import mmseg_config  # noqa: E402
 
 globals().update(mmseg_config(recipe))
