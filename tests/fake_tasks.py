@@ -1,0 +1,106 @@
+"""A task that takes no time, behaves as its recipe says, and resumes; for tests of the harness."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mae_bench.job import Job, write_atomically
+from mae_bench.launchers import local
+from mae_bench.plan import Plan, PlannedRun
+from mae_bench.progress import Board
+from mae_bench.records import Metric, Outcome, Record, Run, Upstream
+from mae_bench.runner import Site, execute
+from mae_bench.workspace import Workspace
+from tasks import TASKS, data
+
+DEFAULTS = {"steps": 3, "seconds": 0.0, "raises": None, "signal": None, "threads_file": None}
+
+
+def register() -> None:
+    """Make the fake task and its data known in this process."""
+    TASKS._entries["fake"] = "fake_tasks:run"
+    data.DATASETS["fake-data"] = data.Dataset("imagefolder")
+
+
+def run(job: Job) -> Outcome:
+    """Walk at random; every step is a checkpoint, and leaves a line in steps.txt."""
+    recipe = job.recipe["fake"]
+    if recipe["raises"]:
+        raise ValueError(recipe["raises"])
+    if recipe["signal"]:
+        os.kill(os.getpid(), recipe["signal"])
+    checkpoint = job.folder / "state.json"
+    start, value = json.loads(checkpoint.read_text()) if checkpoint.is_file() else (0, 0.0)
+    for step in range(start, recipe["steps"]):
+        value += random.Random(f"{job.run.seed} {step}").random()
+        write_atomically(checkpoint, json.dumps([step + 1, value]))
+        with (job.folder / "steps.txt").open("a") as file:
+            file.write(f"{step}\n")
+        job.report("train", step + 1, recipe["steps"], loss=value)
+        time.sleep(recipe["seconds"])
+    upstream = sum(len(path.read_bytes()) for path in job.upstream.values())
+    (job.folder / "weights.bin").write_bytes(b"weights")
+    return Outcome(
+        metrics={"score": Metric(value=value + upstream, unit="%")},
+        checkpoint="weights.bin",
+        facts={"omp_threads": os.environ.get("OMP_NUM_THREADS"), "draw": random.random()},
+    )
+
+
+def execute_fake(planned: PlannedRun, site: Site) -> Record:
+    """Execute in a worker process, which knows no fake task yet."""
+    register()
+    return execute(planned, site)
+
+
+def fake_run(name: str, needs: tuple[PlannedRun, ...] = (), **recipe: Any) -> PlannedRun:
+    """Return a planned run of the fake task; `name` becomes its init."""
+    upstream = {str(index): Upstream(run_id=need.run.id) for index, need in enumerate(needs)}
+    fake = Run(
+        task="fake",
+        task_version=1,
+        dataset="fake-data",
+        data_fingerprint="0",
+        backbone="none",
+        init=name,
+        recipe="fake/fake",
+        recipe_values={"fake": {**DEFAULTS, **recipe}},
+        upstream=upstream,
+        seed=0,
+    )
+    return PlannedRun(fake, tuple(need.run.id for need in needs))
+
+
+def fake_plan(*runs: PlannedRun) -> Plan:
+    """Return a plan of these runs, all asked for."""
+    return Plan("mini", runs, asked=tuple(planned.run.id for planned in runs))
+
+
+def launch(plan: Plan, work_dir: Path, workers: int = 2) -> Board:
+    """Execute a plan's missing runs; returns the board that watched."""
+    register()
+    workspace = Workspace(work_dir)
+    workspace.create()
+    done = [run_id for run_id, state in workspace.states(plan).items() if state == "ok"]
+    board = Board(plan, workspace, done, workers)
+    local(plan, Site(work_dir, work_dir / "data"), workers, board, done, work=execute_fake)
+    return board
+
+
+LONG = fake_run("long", steps=400, seconds=0.02)
+AFTER = fake_run("after", needs=(LONG,))
+
+if __name__ == "__main__":
+    # As a program: two runs, the second needs the first, which takes 8 seconds. To be killed.
+    import fake_tasks
+
+    try:
+        fake_tasks.launch(fake_plan(LONG, AFTER), Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,94 @@
+"""Recipes are data: readable without their engine, overridden only where a key exists."""
+
+import pytest
+
+from mae_bench.errors import UserError
+from mae_bench.recipes import keys, list_recipes, load_recipe, parse_override, set_key
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_loads_and_smoke_makes_it_two_iterations(name: str) -> None:
+    full, smoke = load_recipe(name), load_recipe(name, smoke=True)
+    assert smoke["solver"]["iterations"] == 2
+    assert full["solver"]["iterations"] > 2
+    assert set(keys(full)) == set(keys(smoke))
+
+
+def test_loading_gives_a_fresh_copy() -> None:
+    name = list_recipes()[0]
+    before = load_recipe(name)
+    load_recipe(name)["solver"]["iterations"] = -1
+    assert load_recipe(name) == before
+
+
+def test_overrides_beat_smoke() -> None:
+    name = list_recipes()[0]
+    assert load_recipe(name, {"solver.iterations": 7}, smoke=True)["solver"]["iterations"] == 7
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(
+        UserError, match=r"unknown recipe 'detection/mimi'.*Did you mean detection/"
+    ):
+        load_recipe("detection/mimi")
+
+
+VALUES = {"a": {"rate": 0.5, "steps": 3, "flag": True, "limit": None, "name": "x", "list": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stored"),
+    [
+        ("a.rate", 2, 2.0),
+        ("a.steps", 4, 4),
+        ("a.flag", False, False),
+        ("a.limit", 5, 5),
+        ("a.name", None, None),
+        ("a.list", [2, 3], [2, 3]),
+    ],
+)
+def test_set_key(key: str, value: object, stored: object) -> None:
+    values = {"a": dict(VALUES["a"])}
+    set_key(values, key, value, "r")
+    found = values["a"][key.partition(".")[2]]
+    assert found == stored and type(found) is type(stored)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("a.steps", 1.5), ("a.steps", "3"), ("a.steps", True), ("a.flag", 1), ("a.rate", True)],
+)
+def test_another_type_is_refused(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=r"of recipe r is of type \w+; of type \w+ is needed"):
+        set_key({"a": dict(VALUES["a"])}, key, value, "r")
+
+
+@pytest.mark.parametrize("key", ["a.stps", "steps", "a", "a.steps.more", "b.rate", ""])
+def test_unknown_key_lists_all(key: str) -> None:
+    with pytest.raises(UserError, match=r"unknown override key .*Known: a\.flag, .*a\.steps"):
+        set_key({"a": dict(VALUES["a"])}, key, 1, "r")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("k=1", 1),
+        ("k=1e-3", 1e-3),
+        ("k=[1, 2]", [1, 2]),
+        ("k=true", True),
+        ("k=None", None),
+        ("k=null", None),
+        ("k=adamw", "adamw"),
+        ("k=a=b", "a=b"),
+        ("k=", ""),
+    ],
+)
+def test_parse_override(text: str, value: object) -> None:
+    key, found = parse_override(text)
+    assert (key, found, type(found)) == ("k", value, type(value))
+
+
+@pytest.mark.parametrize("text", ["novalue", "=1", ""])
+def test_parse_override_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="not of the form KEY=VALUE"):
+        parse_override(text)
