@@ -331,6 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(args=arguments, prog_name="mae-bench", standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
+    except PermissionError as error:
+        return _complain(f"no permission for {error.filename}; give a folder that is yours")
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:

@@ -116,7 +116,7 @@ def render(findings: Iterable[Finding]) -> RenderableType:
         grid.add_row(finding.name, finding.found, finding.wanted, fits, Text(finding.note))
         if finding.fix and not finding.fits:
             fixes.append(Text(f"fix {finding.name}: {finding.fix}"))
-    return Group(grid, *dict.fromkeys(fixes))
+    return Group(grid, *fixes)
 
 
 def _python() -> Finding:

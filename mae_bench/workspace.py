@@ -94,10 +94,10 @@ class Workspace:
         try:
             with (self.folder(run_id) / ".claim").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError:
+            return False
         return False
 
     def forget(self, run_ids: Iterable[str]) -> None:
