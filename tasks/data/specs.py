@@ -127,6 +127,8 @@ class Ade20kSpec(SceneSpec):
 
     name: str = "mini-ade20k"
     num_train: int = 100
+    num_things: tuple[int, int] = (2, 4)
+    radius: tuple[float, float] = (0.15, 0.27)
 
 
 def _species(name: str, supercategory: str, figure: str, **traits: float) -> Species:
