@@ -27,13 +27,14 @@ recipe = {
         "rpn_samples": 64,
         "pre_nms": 200,
         "post_nms": 100,
-        "roi_samples": 48,
+        "roi_samples": 32,
         # Boxes of this size are pooled from the coarsest level.
         "roi_canonical_size": 64,
         "box_resolution": 7,
         "box_convs": 0,
         "box_fc": 256,
-        "mask_resolution": 14,
+        # Masks come out at twice this resolution; objects here are 10 to 40 px.
+        "mask_resolution": 8,
         "mask_convs": 3,
         "head_norm": "",
     },

@@ -40,22 +40,26 @@ class Trainer(SimpleTrainer):
         )
 
     def run_step(self) -> None:
+        """One step of the training.
+
+        Raises:
+            FloatingPointError: the loss or the proposals are no longer finite; nothing is updated.
+        """
         started = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_seconds = time.perf_counter() - started
         # After the data: what the model draws must not depend on where the samples were read.
         seed_all(self.seed, 2, self.iter)
-        with torch.autocast(**self.autocast):
-            losses = self.model(batch)
-        total = sum(losses.values())
-        if not torch.isfinite(total):
-            parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        try:
+            with torch.autocast(**self.autocast):
+                losses = self.model(batch)
+            self._write_metrics(losses, data_seconds)
+        except FloatingPointError as error:
             raise FloatingPointError(
-                f"the loss is no longer finite at step {self.iter + 1} ({parts}); lower solver.lr"
-            )
+                f"the training diverged at step {self.iter + 1}; lower solver.lr ({error})"
+            ) from error
         self.optimizer.zero_grad()
-        total.backward()
-        self._write_metrics(losses, data_seconds)
+        sum(losses.values()).backward()
         self.optimizer.step()
 
 
