@@ -275,10 +275,10 @@ def test_smoke_killed_continued_and_repeated(tmp_path) -> None:
 
     before = time.monotonic()
     third = mae_bench("reproduce", "transfer", *options)
-    assert third.returncode == 0 and time.monotonic() - before < 10
-    assert "start" not in third.stdout
-    tables = second.stdout[second.stdout.index("Table 4") :]
-    assert third.stdout == tables
+    seconds = time.monotonic() - before
+    assert third.returncode == 0
+    assert third.stdout == second.stdout[second.stdout.index("Table 4") :], "something was repeated"
+    assert seconds < 10
 
     status = mae_bench("status", "--work-dir", tmp_path / "work")
     assert status.returncode == 0 and "missing" in status.stdout.splitlines()[1]
