@@ -28,8 +28,9 @@ from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome, Picture
 from tasks import engine
 
-# mmseg announces on stdout which optional packages it goes without.
-with contextlib.redirect_stdout(io.StringIO()):
+# mmseg announces which optional packages it goes without; UperNet needs none of them.
+with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
     from mmseg.datasets import BaseSegDataset
     from mmseg.models import EncoderDecoder
     from mmseg.registry import DATASETS, METRICS, MODELS
@@ -61,7 +62,7 @@ def run(job: Job) -> Outcome:
         backbone=job.run.backbone,
         checkpoint=str(job.upstream["backbone"]) if "backbone" in job.upstream else None,
     )
-    with _building():
+    with building():
         model = build_segmentor(config["model"], job.run.seed)
         training = DATASETS.build(config["train_dataloader"]["dataset"])
         validation = DATASETS.build(config["val_dataloader"]["dataset"])
@@ -116,7 +117,7 @@ def _train(job: Job, model: EncoderDecoder, dataset: BaseSegDataset) -> engine.T
 
 
 @contextlib.contextmanager
-def _building() -> Iterator[None]:
+def building() -> Iterator[None]:
     """Let mmseg's registry find its own parts, without the story of every parameter in the log."""
     logger = MMLogger.get_current_instance()
     level = logger.level

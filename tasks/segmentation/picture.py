@@ -33,7 +33,7 @@ def draw(examples: Sequence[Example], metainfo: Mapping[str, Any], path: Path) -
     for axis, title in zip(axes[0], ("image", "truth", "prediction", "errors"), strict=True):
         axis.set_title(title, fontsize=10)
     for row, example in zip(axes, examples, strict=True):
-        errors, share = _errors(example)
+        errors, share = error_map(example)
         maps = (example.image, palette[example.truth], palette[example.prediction], errors)
         for axis, picture in zip(row, maps, strict=True):
             axis.imshow(picture, interpolation="nearest")
@@ -44,7 +44,7 @@ def draw(examples: Sequence[Example], metainfo: Mapping[str, Any], path: Path) -
     figure.savefig(path, dpi=150)
 
 
-def _errors(example: Example) -> tuple[np.ndarray, float]:
+def error_map(example: Example) -> tuple[np.ndarray, float]:
     """Wrong pixels red on a pale image, unlabelled ones white; and the share of wrong ones."""
     known = example.truth != IGNORED
     wrong = known & (example.truth != example.prediction)
