@@ -22,7 +22,7 @@ recipe = {
     },
     "solver": {
         "iterations": 250,
-        "batch_size": 64,
+        "batch_size": 32,
         "base_lr": 4e-3,
         "min_lr": 1e-6,
         "optimizer": "adamw",

@@ -20,9 +20,9 @@ recipe = {
         "head_std": 0.01,
     },
     "solver": {
-        "iterations": 250,
-        "batch_size": 64,
-        "base_lr": 0.4,
+        "iterations": 200,
+        "batch_size": 32,
+        "base_lr": 0.8,
         "min_lr": 0.0,
         "optimizer": "lars",
         "betas": [0.9, 0.0],

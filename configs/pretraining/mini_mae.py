@@ -22,7 +22,7 @@ recipe = {
         "decoder_heads": 2,
     },
     "solver": {
-        "iterations": 2000,
+        "iterations": 800,
         "batch_size": 128,
         "base_lr": 3e-3,
         "min_lr": 0.0,
@@ -30,7 +30,7 @@ recipe = {
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
         "layer_decay": 1.0,
-        "warmup_iterations": 100,
+        "warmup_iterations": 50,
         "amp": None,
         "num_workers": 0,
         "save_every": 200,

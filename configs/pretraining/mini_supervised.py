@@ -1,4 +1,6 @@
-"""Supervised pretraining on the miniature, the same images and steps as MAE's.
+"""Supervised pretraining on the miniature, for about the compute of the MAE runs.
+
+It sees every patch of an image where MAE's encoder sees a quarter, so it gets fewer images.
 
 Differs from arXiv:2111.06377 Table 11 in size and schedule, and leaves out RandAugment, mixup,
 cutmix and EMA: at this length they only slow the fit.
@@ -14,8 +16,8 @@ recipe = {
     },
     "model": {"drop_path_rate": 0.0, "label_smoothing": 0.1},
     "solver": {
-        "iterations": 1000,
-        "batch_size": 128,
+        "iterations": 600,
+        "batch_size": 64,
         "base_lr": 2e-3,
         "min_lr": 0.0,
         "optimizer": "adamw",
