@@ -15,7 +15,7 @@ recipe = {
         # Gumbel-softmax temperature falls from 1 to this, exponentially (arXiv:2102.12092: 1/16).
         "final_temperature": 0.0625,
         # Weight of the KL term per id beside a mean squared error per pixel value.
-        "prior": 1e-4,
+        "prior": 1e-3,
     },
     "solver": {
         "iterations": 600,
