@@ -36,6 +36,9 @@ Execute = Callable[[PlannedRun, Site], Record]
 class Monitor(Protocol):
     """Who is told what happens."""
 
+    def preparing(self, dataset: str) -> None:
+        """A dataset is being checked, or drawn if it is not there: up to a minute."""
+
     def started(self, run: Run) -> None:
         """A run has been given to a worker."""
 
@@ -145,6 +148,7 @@ def local(
         return
     context = _fork_server({planned.run.task for planned in todo})
     for dataset in dict.fromkeys(planned.run.dataset for planned in todo):
+        monitor.preparing(dataset)
         data.prepare(dataset, site.data_root)
     schedule = Schedule(plan.runs, done, seconds or {})
     active: list[Worker] = []

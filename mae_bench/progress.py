@@ -100,9 +100,15 @@ class Board:
         self.active: dict[str, tuple[Run, float]] = {}
         self.waiting = {run.run.id: run.run for run in plan.runs if run.run.id not in self.done}
         self.begun = time.time()
+        self.dataset: str | None = None
+
+    def preparing(self, dataset: str) -> None:
+        """See `launchers.Monitor`."""
+        self.dataset = dataset
 
     def started(self, run: Run) -> None:
         """See `launchers.Monitor`."""
+        self.dataset = None
         self.active[run.id] = (self.waiting.pop(run.id), time.time())
 
     def finished(self, run: Run, record: Record) -> None:
@@ -152,6 +158,8 @@ class Board:
 
     def summary(self) -> str:
         """Counts, time spent and time left in one line."""
+        if self.dataset:
+            return f"preparing dataset {self.dataset}; {self.total - len(self.done)} runs to do"
         parts = [f"{len(self.done)}/{self.total} runs done", f"{len(self.active)} going"]
         parts.append(f"{len(self.waiting)} left")
         if self.failed:
@@ -171,6 +179,10 @@ class PlainBoard(Board):
     def _print(self, text: str) -> None:
         self._last_line = time.monotonic()
         self.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, soft_wrap=True)
+
+    def preparing(self, dataset: str) -> None:
+        super().preparing(dataset)
+        self._print(f"data    {dataset}")
 
     def started(self, run: Run) -> None:
         super().started(run)
@@ -208,6 +220,10 @@ class LiveBoard(Board):
 
     def __exit__(self, *reason: Any) -> None:
         self._live.stop()
+
+    def preparing(self, dataset: str) -> None:
+        super().preparing(dataset)
+        self.tick()
 
     def finished(self, run: Run, record: Record) -> None:
         super().finished(run, record)

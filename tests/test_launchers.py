@@ -1,7 +1,9 @@
 """Runs in processes of their own: order, isolation, interruption, taking over."""
 
+import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,10 +14,13 @@ import fake_tasks
 import psutil
 import pytest
 from fake_tasks import AFTER, LONG, fake_plan, fake_run, launch
+from rich.console import Console
 
 from mae_bench.errors import UserError
-from mae_bench.launchers import Schedule, check_launcher
+from mae_bench.launchers import Schedule, check_launcher, local
 from mae_bench.plan import PlannedRun
+from mae_bench.progress import make_board
+from mae_bench.runner import Site
 from mae_bench.workspace import Workspace
 
 
@@ -240,3 +245,27 @@ def test_killed_at_any_moment_it_continues_and_ends_the_same(tmp_path, undisturb
     assert repeated in {0, 1} and set(steps) == {str(step) for step in range(400)}
     # The time of the interrupted attempt counts, or a resumed run would look fast.
     assert workspace.record(LONG.run.id).provenance.seconds > 400 * 0.02
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_both_views_say_what_happens(tmp_path, terminal) -> None:
+    bad = fake_run("bad", raises="no such luck")
+    good, blocked = fake_run("good"), fake_run("blocked", needs=(bad,))
+    plan = fake_plan(bad, good, blocked)
+    workspace = Workspace(tmp_path)
+    workspace.create()
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with make_board(plan, workspace, [], 2, console) as board:
+        local(plan, Site(tmp_path, tmp_path / "data"), 2, board, work=fake_tasks.execute_fake)
+        assert "1/3 runs done, 0 going, 0 left, 2 failed or blocked" in board.summary()
+    shown = console.file.getvalue()
+    score = sum(random.Random(f"0 {step}").random() for step in range(3))
+    for text in (
+        "fake-data",
+        "good [fake]",
+        f"score {score:.2f}",
+        "ValueError: no such luck",
+        "blocked fake",
+    ):
+        assert text in shown
+    assert ("\x1b[" in shown) == terminal
