@@ -79,7 +79,10 @@ def _where(
         report = workspace.progress(run.id)
         left = Estimates(records.values()).left(run, elapsed, report)
         return Text(f"{step_text(report)} {loss_text(report)} {seconds_text(left)} left")
-    return Text("needs a run that failed" if state == "blocked" else "")
+    if state == "blocked":
+        return Text("needs a run that failed")
+    report = workspace.progress(run.id)
+    return Text(f"interrupted at {step_text(report)}; will continue" if report else "")
 
 
 def _tables(plan: Plan, states: Mapping[str, str]) -> Grid:

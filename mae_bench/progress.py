@@ -247,10 +247,10 @@ class LiveBoard(Board):
             report = self.progress(run, started)
             step, total = report.get("step", 0), report.get("total", 0) or 1
             grid.add_row(
-                run.label,
+                Text(run.label),
                 ProgressBar(total=total, completed=step, width=20),
-                step_text(report),
-                loss_text(report),
+                Text(step_text(report)),
+                Text(loss_text(report)),
                 f"{seconds_text(self.left(run, started))} left",
             )
         for _ in range(self.workers - len(self.active)):

@@ -15,9 +15,11 @@ import psutil
 import pytest
 from fake_tasks import AFTER, LONG, fake_plan, fake_run, launch
 from rich.console import Console
+from rich.text import Text
 
 from mae_bench.errors import UserError
 from mae_bench.launchers import Schedule, check_launcher, local
+from mae_bench.overview import status
 from mae_bench.plan import PlannedRun
 from mae_bench.progress import make_board
 from mae_bench.runner import Site
@@ -269,3 +271,34 @@ def test_both_views_say_what_happens(tmp_path, terminal) -> None:
     ):
         assert text in shown
     assert ("\x1b[" in shown) == terminal
+
+
+def test_live_view_shows_what_is_going_and_keeps_its_height(tmp_path) -> None:
+    going, waiting = fake_run("going"), fake_run("waiting")
+    plan, workspace = fake_plan(going, waiting), Workspace(tmp_path)
+    workspace.create()
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    board = make_board(plan, workspace, [], 2, console)
+
+    def lines() -> list[str]:
+        with console.capture() as capture:
+            console.print(board.view())
+        return Text.from_ansi(capture.get()).plain.splitlines()
+
+    before = lines()
+    board.started(going.run)
+    folder = workspace.folder(going.run.id)
+    folder.mkdir()
+    report = {"phase": "train", "step": 3, "total": 12, "loss": 0.5, "time": time.time()}
+    (folder / "progress.json").write_text(json.dumps(report))
+    after = lines()
+    assert len(before) == len(after) == 3
+    assert going.run.label in after[1]
+    assert "train 3/12" in after[1] and "loss 0.500" in after[1]
+    assert "interrupted at train 3/12" in overview_text(plan, workspace)
+
+
+def overview_text(plan, workspace: Workspace) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(status(plan, workspace))
+    return console.file.getvalue()
