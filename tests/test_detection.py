@@ -279,10 +279,11 @@ def test_schedule_warms_up_linearly_and_ends_low(schedule):
     ("key", "value", "message"),
     [
         ("solver.schedule", "linear", r"solver.schedule='linear' .* cosine, step"),
+        ("solver.amp", "half", r"solver.amp='half' .* None, bfloat16"),
         ("solver.warmup_iterations", 6, r"warmup_iterations=6 .*solver.iterations=6; set it below"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(root, key, value, message):
+def test_a_solver_that_cannot_be_is_refused(root, key, value, message):
     with pytest.raises(UserError, match=message):
         lazy(root, **{key: value})
 

@@ -55,11 +55,11 @@ def run(job: Job) -> Outcome:
         ),
         flags={"allow_objects": True},
     )
-    check_data(job)
+    counts = check_data(job)
     LazyConfig.save(cfg, str(job.folder / "config.yaml"))
     seed_all(job.run.seed, 0)
     model = instantiate(cfg.model).to(cfg.train.device)
-    facts = write_audit(job, model)
+    audit = write_audit(job, model)
     measured = train(job, cfg, model)
     results = evaluate(job, cfg, model)
     buffer = io.BytesIO()
@@ -70,24 +70,34 @@ def run(job: Job) -> Outcome:
         checkpoint=MODEL_FILE,
         pictures=(picture(job, cfg, model),),
         images_per_second=measured.get("images_per_second"),
-        facts={**facts, **measured, "per_class": per_class(results)},
+        facts={**budget(job), **counts, **audit, **measured, "per_class": per_class(results)},
     )
 
 
-def check_data(job: Job) -> None:
-    """Refuse what would waste the training.
+def check_data(job: Job) -> dict[str, int]:
+    """Refuse what would waste the training; returns how many images each split has.
 
     Raises:
         UserError: splits of other classes, or no validation annotations.
     """
-    train, val = (coco_split(job.run.dataset, job.data_root, split) for split in ("train", "val"))
+    splits = {
+        split: coco_split(job.run.dataset, job.data_root, split) for split in ("train", "val")
+    }
+    train, val = splits.values()
     if train.classes != val.classes:
         raise UserError(
             f"{train.json} and {val.json} name different categories "
             f"({', '.join(train.classes)} and {', '.join(val.classes)}); they must be the same"
         )
-    if not json.loads(val.json.read_text())["annotations"]:
+    contents = {split: json.loads(files.json.read_text()) for split, files in splits.items()}
+    if not contents["val"]["annotations"]:
         raise UserError(f"{val.json} has no annotations, so nothing can be scored")
+    return {f"{split}_images": len(content["images"]) for split, content in contents.items()}
+
+
+def budget(job: Job) -> dict[str, int]:
+    """How long the training is."""
+    return {key: job.recipe["solver"][key] for key in ("iterations", "batch_size")}
 
 
 def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
@@ -114,11 +124,4 @@ def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
         "keys_loaded": len(report.loaded) if report else 0,
         "keys_resized": report.resized if report else {},
         "fingerprint_at_step_0": found,
-        "iterations": solver["iterations"],
-        "batch_size": solver["batch_size"],
-        **{
-            f"{split}_images": len(json.loads(files.json.read_text())["images"])
-            for split in ("train", "val")
-            if (files := coco_split(job.run.dataset, job.data_root, split))
-        },
     }

@@ -66,11 +66,13 @@ def lazy_config(
         model, dataloader, optimizer, lr_multiplier, train.
 
     Raises:
-        UserError: a schedule that is not known, or a warm-up as long as the training.
+        UserError: a schedule or a precision that is not known, a warm-up as long as the training.
     """
     root = str(data_root or os.getenv("DETECTRON2_DATASETS", "datasets"))
     where = dict(dataset=dataset, data_root=root)
     solver = recipe["solver"]
+    if solver["amp"] not in {None, "bfloat16"}:
+        raise UserError(f"solver.amp={solver['amp']!r} is not known: None, bfloat16")
     groups = L(optimizer_groups)(
         lr=solver["lr"], weight_decay=solver["weight_decay"], layer_decay=solver["layer_decay"]
     )
@@ -83,7 +85,7 @@ def lazy_config(
             "output_dir": "./output",
             "init_checkpoint": "",
             "max_iter": solver["iterations"],
-            "amp": {"enabled": False},
+            "amp": {"enabled": solver["amp"] is not None},
             "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
             "checkpointer": {"period": solver["save_every"], "max_to_keep": 2},
             "eval_period": solver["iterations"],

@@ -30,6 +30,7 @@ from tasks.detection.picture import Detections, draw
 
 PICTURE_FILE = "detections.png"
 NUM_PICTURES = 4
+PICTURE_SCORE = 0.3
 # detectron2's name of a score -> ours, after "box_" or "mask_".
 SCORES = {
     "AP": "ap",
@@ -115,11 +116,11 @@ def picture(job: Job, cfg: DictConfig, model: nn.Module) -> Picture:
             images.append(read_image(record["file_name"], "RGB"))
             truths.append(_truth(record))
             instances = model([loader.dataset[index]])[0]["instances"].to("cpu")
-            found.append(_found(instances[instances.scores >= 0.5]))
+            found.append(_found(instances[instances.scores >= PICTURE_SCORE]))
     write_atomically(job.folder / PICTURE_FILE, draw(images, truths, found, classes))
     caption = (
         f"{job.run.dataset} validation images: truth above, predictions with a score of at least "
-        f"0.5 below ({job.run.init}, seed {job.run.seed})"
+        f"{PICTURE_SCORE} below ({job.run.init}, seed {job.run.seed})"
     )
     return Picture(path=PICTURE_FILE, caption=caption)
 
