@@ -8,7 +8,10 @@ recipe = {
     "data": {
         "image_size": 96,  # px of the short side before jitter; the long side at most 4 times that
         "crop_size": 64,  # px
-        "scale_range": [0.5, 2.0],
+        "scale_range": [
+            0.75,
+            1.5,
+        ],  # 0.5 to 2 at 512 px; half of 96 px leaves too little of a thing
         "class_max_share": 0.75,  # of a crop that one class may cover
         "cache": True,  # keep the decoded images in memory
     },
@@ -16,7 +19,7 @@ recipe = {
         "taps": None,  # 0-based blocks; None for the last of each quarter
         "scales": [4, 2, 1, 0.5],
         "pool_scales": [1, 2, 3, 6],
-        "channels": 48,  # of UPerHead; the encoder's width at paper scale
+        "channels": 32,  # of UPerHead; the encoder's width at paper scale
         "aux_channels": 32,
         "aux_weight": 0.4,
         "dropout": 0.1,
@@ -24,16 +27,16 @@ recipe = {
         "freeze_backbone": False,
     },
     "solver": {
-        "iterations": 300,
-        "batch_size": 16,
-        "lr": 1e-3,  # absolute
+        "iterations": 450,
+        "batch_size": 8,
+        "lr": 3e-3,  # absolute
         "betas": [0.9, 0.999],
         "weight_decay": 0.05,
-        "layer_decay": 0.75,
-        "warmup_iterations": 30,
+        "layer_decay": 0.9,
+        "warmup_iterations": 45,
         "amp": None,
         "num_workers": 0,
-        "save_every": 100,
+        "save_every": 150,
     },
     "test": {
         "mode": "whole",  # or "slide", with windows of crop_size
