@@ -49,7 +49,7 @@ class ViTFeatures(Backbone):
     Args:
         encoder: its final norm is not part of dense features and is frozen, so that no trainable
             parameter is left without a gradient.
-        strides: of the levels, in pixels, finest first: a quarter, half, one or two patches.
+        strides: of the levels, in pixels: a quarter, half, one or two patches.
         square_pad: pad images to this size in both directions; 0 for the least possible padding.
 
     Raises:
@@ -58,11 +58,12 @@ class ViTFeatures(Backbone):
 
     def __init__(self, encoder: VisionTransformer, strides: Sequence[int], square_pad: int = 0):
         super().__init__()
+        strides = sorted(strides)  # the taps come in the order of the blocks
         scales = [encoder.patch_size / stride for stride in strides]
         if not set(scales) <= QUARTERS.keys():
             possible = ", ".join(f"{encoder.patch_size / scale:g}" for scale in QUARTERS)
             raise UserError(
-                f"strides {list(strides)} do not fit patches of {encoder.patch_size} px, which "
+                f"strides {strides} do not fit patches of {encoder.patch_size} px, which "
                 f"give {possible}; choose among these, or set patch_size=16 (as ViTDet does)"
             )
         self.encoder = encoder

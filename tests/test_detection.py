@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from backbones import create_backbone
 from backbones.checkpoints import fingerprint, save_backbone
@@ -115,15 +116,10 @@ def red_l(tmp_path):
     return write_coco(tmp_path, {"a.png": pixels, "b.png": pixels}, [annotation])
 
 
-def mapper(flip=0.5, scale=(0.5, 1.6), size=96):
-    return DatasetMapper(
-        is_train=True,
-        augmentations=config.large_scale_jitter(size, *scale, flip),
-        image_format="RGB",
-        use_instance_mask=True,
-        instance_mask_format="bitmask",
-        recompute_boxes=True,
-    )
+def mapper(flip=0.5, scale=(0.5, 1.6)):
+    """The recipe's own mapper, with another jitter."""
+    changes = {"data.flip": flip, "data.min_scale": scale[0], "data.max_scale": scale[1]}
+    return instantiate(lazy("nowhere", **changes)["dataloader"].train.mapper)
 
 
 def test_masks_and_boxes_stay_on_their_object_through_jitter(red_l):
@@ -229,6 +225,33 @@ def test_the_truth_scores_100_through_the_gaps_of_the_category_ids(root):
     assert scores.metrics_of(truth_as_predictions(root, shift=1))["box_ap"].value < 20
 
 
+class Oracle(torch.nn.Module):
+    """A detector that knows the truth."""
+
+    def __init__(self, root):
+        super().__init__()
+        records = DatasetCatalog.get(register("mini-coco", root, "val"))
+        self.truths = {record["image_id"]: scores._truth(record) for record in records}
+
+    def forward(self, batch):
+        (item,) = batch
+        truth = self.truths[item["image_id"]]
+        found = Instances((item["height"], item["width"]))
+        found.pred_boxes = Boxes(torch.as_tensor(truth.boxes))
+        found.pred_masks = torch.as_tensor(truth.masks)
+        found.pred_classes = torch.as_tensor(truth.labels)
+        found.scores = torch.ones(len(found))
+        return [{"instances": found}]
+
+
+@pytest.mark.parametrize("max_images", [2, None])
+def test_scored_are_the_images_read_and_no_others(root, tmp_path, max_images):
+    cfg = config.DictConfig(lazy(root, **{"test.max_images": max_images}))
+    results = scores.evaluate(job_in(tmp_path / "run", root), cfg, Oracle(root))
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert "Average Precision" in (tmp_path / "run/inference/pycocotools.txt").read_text()
+
+
 def test_nothing_found_is_0_and_an_absent_size_is_no_score():
     nan = float("nan")
     empty = dict.fromkeys(scores.SCORES, nan) | {"AP-ball": nan, "AP-box": 3.5}
@@ -315,6 +338,16 @@ def test_the_effective_config_can_be_saved_and_read_again(root, tmp_path):
     torch.manual_seed(0)
     second = instantiate(again.model)
     assert fingerprint(first.state_dict()) == fingerprint(second.state_dict())
+
+
+def test_pixels_are_normalised_as_in_pretraining(root):
+    assert np.allclose(config.PIXEL_MEAN, 255 * np.array(IMAGENET_DEFAULT_MEAN))
+    assert np.allclose(config.PIXEL_STD, 255 * np.array(IMAGENET_DEFAULT_STD))
+    model = instantiate(lazy(root)["model"])
+    red = torch.tensor([255.0, 0, 0])[:, None, None].expand(3, 96, 96)
+    pixels = model.preprocess_image([{"image": red}]).tensor[0, :, 0, 0]
+    expected = (np.array([1.0, 0, 0]) - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
+    assert np.allclose(pixels, expected, atol=1e-5)
 
 
 def test_mask_rcnn_has_the_recipes_shape(root):
