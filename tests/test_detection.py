@@ -432,6 +432,16 @@ def test_six_steps_equal_three_kill_and_three(root, whole, tmp_path):
     assert resumed.facts["fingerprint_at_step_0"] == undisturbed.facts["fingerprint_at_step_0"]
 
 
+def test_workers_change_no_weight(root, tmp_path):
+    files = []
+    for workers in (0, 2):
+        short = {"solver.iterations": 3, "test.max_images": 1, "data.num_workers": workers}
+        folder = tmp_path / str(workers)
+        detection.run(job_in(folder, root, **short))
+        files.append((folder / detection.MODEL_FILE).read_bytes())
+    assert files[0] == files[1]
+
+
 def test_a_finished_training_is_only_scored_again(root, whole, monkeypatch):
     folder, outcome = whole
     monkeypatch.setattr(training.Trainer, "run_step", lambda self: pytest.fail("trained again"))
