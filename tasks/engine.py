@@ -160,7 +160,7 @@ class Reporter(Hook):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss became {loss} at step {step} (lr {lr:.3g}); the last good state is "
-                f"{self.job.folder / STATE_FILE}. Lower solver.base_lr"
+                f"{self.job.folder / STATE_FILE}. Lower the solver's learning rate"
             )
         if step % self.log_every == 0 or step == self.total:
             parts = {k: v.item() for k, v in outputs.items() if k != "loss" and "loss" in k}
@@ -332,7 +332,7 @@ def fit(
 
 def _optimizer(solver: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     if solver["optimizer"] == "adamw":
-        return partial(torch.optim.AdamW, betas=tuple(solver["betas"]))
+        return partial(torch.optim.AdamW, betas=tuple(solver["betas"]), fused=True)
     if solver["optimizer"] == "lars":
         return partial(Lars, momentum=solver["betas"][0], trust_coeff=0.001)
     raise unknown("optimizer", solver["optimizer"], ["adamw", "lars"])

@@ -21,9 +21,9 @@ recipe = {
         "head_std": 2e-5,
     },
     "solver": {
-        "iterations": 250,
+        "iterations": 220,
         "batch_size": 32,
-        "base_lr": 4e-3,
+        "base_lr": 2e-2,
         "min_lr": 1e-6,
         "optimizer": "adamw",
         "betas": [0.9, 0.999],

@@ -20,7 +20,7 @@ recipe = {
         "head_std": 0.01,
     },
     "solver": {
-        "iterations": 200,
+        "iterations": 150,
         "batch_size": 32,
         "base_lr": 0.8,
         "min_lr": 0.0,
@@ -28,7 +28,7 @@ recipe = {
         "betas": [0.9, 0.0],
         "weight_decay": 0.0,
         "layer_decay": 1.0,
-        "warmup_iterations": 25,
+        "warmup_iterations": 15,
         "amp": None,
         "num_workers": 0,
         "save_every": 100,

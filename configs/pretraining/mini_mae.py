@@ -1,6 +1,6 @@
 """MAE pretraining on the miniature; every MAE init shares it and sets only `model.target`.
 
-Differs from arXiv:2111.06377 Table 8 in everything that size dictates: 64 px images, 8 px patches,
+Differs from arXiv:2111.06377 Table 8 in everything that size dictates: crops of 48 px, 8 px patches,
 a decoder of 1 block of width 64, a short schedule. As in the paper: AdamW with betas 0.9/0.95 and
 weight decay 0.05, linear warm-up and half a cosine, random resized crops of scale 0.2-1 and flips,
 75% random masking, loss on masked patches.
@@ -8,7 +8,7 @@ weight decay 0.05, linear warm-up and half a cosine, random resized crops of sca
 
 recipe = {
     "data": {
-        "image_size": 64,
+        "image_size": 48,
         "crop_scale": [0.2, 1.0],
         "crop_ratio": 1.0,
         "val_images": 128,
@@ -22,7 +22,7 @@ recipe = {
         "decoder_heads": 2,
     },
     "solver": {
-        "iterations": 800,
+        "iterations": 1500,
         "batch_size": 128,
         "base_lr": 3e-3,
         "min_lr": 0.0,
@@ -33,7 +33,7 @@ recipe = {
         "warmup_iterations": 50,
         "amp": None,
         "num_workers": 0,
-        "save_every": 200,
+        "save_every": 250,
     },
 }
 smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

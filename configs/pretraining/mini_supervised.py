@@ -8,7 +8,7 @@ cutmix and EMA: at this length they only slow the fit.
 
 recipe = {
     "data": {
-        "image_size": 64,
+        "image_size": 48,
         "crop_scale": [0.2, 1.0],
         "crop_ratio": 1.0,
         "val_images": 600,
@@ -16,9 +16,9 @@ recipe = {
     },
     "model": {"drop_path_rate": 0.0, "label_smoothing": 0.1},
     "solver": {
-        "iterations": 600,
+        "iterations": 1000,
         "batch_size": 64,
-        "base_lr": 2e-3,
+        "base_lr": 4e-3,
         "min_lr": 0.0,
         "optimizer": "adamw",
         "betas": [0.9, 0.95],
@@ -27,7 +27,7 @@ recipe = {
         "warmup_iterations": 100,
         "amp": None,
         "num_workers": 0,
-        "save_every": 200,
+        "save_every": 250,
     },
 }
 smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

@@ -29,10 +29,10 @@ recipe = {
     "solver": {
         "iterations": 450,
         "batch_size": 8,
-        "lr": 3e-3,  # absolute
+        "lr": 4e-3,  # absolute
         "betas": [0.9, 0.999],
         "weight_decay": 0.05,
-        "layer_decay": 0.9,
+        "layer_decay": 0.5,
         "warmup_iterations": 45,
         "amp": None,
         "num_workers": 0,

@@ -71,11 +71,17 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagenetSpec(Spec):
-    """ImageFolder, one dominant object an image."""
+    """ImageFolder, one dominant object an image.
+
+    Attributes:
+        radius: least and most radius of the object, as a share of the image side. The least is
+            that of a thing in a scene, so that pretraining sees things of every size.
+    """
 
     name: str = "mini-imagenet"
     size_px: int = 64
     supersampling: int = 2
+    radius: tuple[float, float] = (0.16, 0.42)
     train_per_class: int = 500
     val_per_class: int = 50
     looks: tuple[Look, ...] = (
@@ -159,6 +165,7 @@ class InatSpec(Spec):
 
     name: str = "mini-inat"
     size_px: int = 64
+    radius: tuple[float, float] = (0.27, 0.42)
     head_images: int = 36
     tail_images: int = 6
     val_per_class: int = 20

@@ -25,7 +25,17 @@ from tasks.data.miniature.surfaces import (
     thrice,
 )
 from tasks.data.miniature.things import FIGURES, Figure, Traits
-from tasks.data.specs import FAR_SURFACES, NEAR_SURFACES, SURFACES, THINGS, Place, SceneSpec, Spec
+from tasks.data.specs import (
+    FAR_SURFACES,
+    NEAR_SURFACES,
+    SURFACES,
+    THINGS,
+    ImagenetSpec,
+    InatSpec,
+    Place,
+    SceneSpec,
+    Spec,
+)
 
 NOBODY, CLUTTER = -1, -2
 Point = tuple[float, float]
@@ -213,7 +223,11 @@ def finish(rng: Rng, scene: Scene) -> Scene:
 
 
 def draw_subject(
-    rng: Rng, spec: Spec, name: str, traits: Traits, others: tuple[str, ...] = ()
+    rng: Rng,
+    spec: ImagenetSpec | InatSpec,
+    name: str,
+    traits: Traits,
+    others: tuple[str, ...] = (),
 ) -> Scene:
     """One dominant figure on surfaces; one of `others`, much smaller, may be behind it."""
     scene = start(rng, spec)
@@ -221,7 +235,7 @@ def draw_subject(
     if others and rng.uniform() < 0.5:
         at = (rng.uniform(0, 1) * scene.side, rng.uniform(0.2, 0.95) * scene.side)
         add_thing(rng, scene, others[rng.integers(len(others))], at, scene.side * 0.12, {})
-    radius = rng.uniform(0.27, 0.42) * scene.side
+    radius = rng.uniform(*spec.radius) * scene.side
     at = tuple(rng.uniform(0.38, 0.62, 2) * scene.side)
     add_thing(rng, scene, name, at, radius, traits)
     return finish(rng, scene)
