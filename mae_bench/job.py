@@ -18,6 +18,8 @@ from typing import Any
 from mae_bench.records import Run
 
 SECONDS_BETWEEN_REPORTS = 0.5
+# What a task saves to continue from; the runner removes it once the record is there.
+STATE_FILE = "state.pth"
 
 
 @dataclass

@@ -21,7 +21,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from mae_bench.job import Job, write_atomically
+from mae_bench.job import STATE_FILE, Job, write_atomically
 from mae_bench.plan import PlannedRun
 from mae_bench.records import Outcome, Provenance, Record, Run
 from mae_bench.workspace import Workspace
@@ -91,6 +91,9 @@ def execute(planned: PlannedRun, site: Site) -> Record:
                 error = "\n".join(lines[-ERROR_LINES:])
                 record = make_record(run, site, started - spent, None, error, _peak())
         save(record, folder)
+        if record.status == "ok":
+            # Weights and optimizer twice the size of the checkpoint, which nobody continues from.
+            (folder / STATE_FILE).unlink(missing_ok=True)
         return record
 
 

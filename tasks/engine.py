@@ -35,9 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from backbones.groups import NO_DECAY, parameter_groups, parameter_rules, write_rules
 from backbones.vit import VisionTransformer
 from mae_bench.errors import UserError, unknown
-from mae_bench.job import Job, write_atomically
-
-STATE_FILE = "state.pth"
+from mae_bench.job import STATE_FILE, Job, write_atomically
 
 
 def seed_all(*parts: int) -> None:

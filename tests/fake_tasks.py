@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mae_bench.job import Job, write_atomically
+from mae_bench.job import STATE_FILE, Job, write_atomically
 from mae_bench.launchers import local
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.progress import Board
@@ -35,7 +35,7 @@ def run(job: Job) -> Outcome:
         raise ValueError(recipe["raises"])
     if recipe["signal"]:
         os.kill(os.getpid(), recipe["signal"])
-    checkpoint = job.folder / "state.json"
+    checkpoint = job.folder / STATE_FILE
     start, value = json.loads(checkpoint.read_text()) if checkpoint.is_file() else (0, 0.0)
     for step in range(start, recipe["steps"]):
         value += random.Random(f"{job.run.seed} {step}").random()

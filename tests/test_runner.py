@@ -11,6 +11,7 @@ import pytest
 from fake_tasks import fake_plan, fake_run
 
 from mae_bench.errors import UserError
+from mae_bench.job import STATE_FILE
 from mae_bench.records import Record, Run
 from mae_bench.runner import Site, execute
 from mae_bench.workspace import Workspace, require_space
@@ -50,6 +51,16 @@ def test_seeded_whatever_happened_before(site, tmp_path) -> None:
     other = Site(tmp_path / "other", tmp_path / "data")
     other.workspace.create()
     assert execute(fake_run("one"), other).outcome == first.outcome
+
+
+def test_the_state_goes_once_nobody_needs_it(site) -> None:
+    good, bad = fake_run("good"), fake_run("bad", raises="no such luck")
+    for planned in (good, bad):
+        folder = site.workspace.folder(planned.run.id)
+        folder.mkdir(parents=True)
+        (folder / STATE_FILE).write_text("[0, 0.0]")
+        record = execute(planned, site)
+        assert (folder / STATE_FILE).exists() == (record.status == "failed")
 
 
 def test_done_is_not_repeated(site) -> None:

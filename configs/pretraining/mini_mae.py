@@ -1,9 +1,9 @@
 """MAE pretraining on the miniature; every MAE init shares it and sets only `model.target`.
 
-Differs from arXiv:2111.06377 Table 8 in everything that size dictates: crops of 48 px, 8 px patches,
-a decoder of 1 block of width 64, a short schedule. As in the paper: AdamW with betas 0.9/0.95 and
-weight decay 0.05, linear warm-up and half a cosine, random resized crops of scale 0.2-1 and flips,
-75% random masking, loss on masked patches.
+Differs from arXiv:2111.06377 Table 8 in everything that size dictates: crops of 48 px, patches of
+8 px, a decoder of 1 block of width 64, a short schedule. As in the paper: AdamW with betas 0.9/0.95
+and weight decay 0.05, linear warm-up and half a cosine, random resized crops of scale 0.2-1 and
+flips, 75% random masking, loss on masked patches.
 """
 
 recipe = {

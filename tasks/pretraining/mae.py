@@ -265,10 +265,11 @@ def run(job: Job) -> Outcome:
 def _score(
     mae: MaskedAutoencoder, val_set: ImageDataset, job: Job
 ) -> tuple[float, tuple[Picture, ...]]:
-    images = torch.stack([val_set[i]["images"] for i in range(len(val_set))])
+    device = mae.encoder.pos_embed.device
+    images = torch.stack([val_set[i]["images"] for i in range(len(val_set))]).to(device)
     length = mae.encoder.grid[0] * mae.encoder.grid[1]
     # The same masks for every run, so that their losses and pictures can be compared.
-    noise = torch.rand(len(images), length, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(len(images), length, generator=torch.Generator().manual_seed(0)).to(device)
     loss = mae(images, noise=noise)["loss"].item()
     some = spread(len(images), NUM_SHOWN)
     shown = mae.reconstruct(images[some], noise[some])

@@ -154,7 +154,8 @@ def _score(
     tokenizer: Tokenizer, val_set: ImageDataset, job: Job
 ) -> tuple[dict[str, Metric], Picture]:
     tokenizer.eval()
-    images = denormalise(torch.stack([val_set[i]["images"] for i in range(len(val_set))]))
+    images = torch.stack([val_set[i]["images"] for i in range(len(val_set))])
+    images = denormalise(images.to(tokenizer.codebook.weight.device))
     ids = tokenizer.encode(images)
     rebuilt = tokenizer.reconstruct(images).clamp(0, 1)
     mse = F.mse_loss(rebuilt, images).item()
