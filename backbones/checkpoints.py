@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.vit import VisionTransformer, resize_positions
 from mae_bench.errors import UserError
@@ -44,38 +44,45 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_backbone(model: VisionTransformer, path: Path, about: Mapping[str, str]) -> None:
-    """Write the encoder's weights; the file appears whole or not at all.
-
-    Args:
-        about: strings for the header: backbone name, init, recipe, provenance.
-    """
-    weights = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
-    header = {
-        **about,
-        "format": FORMAT,
-        "grid": "x".join(map(str, model.grid)),
-        "fingerprint": fingerprint(weights),
-    }
-    write_atomically(path, save(weights, metadata=header), durable=True)
-
-
-def read_backbone(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return (header, weights) of a file that `save_backbone` wrote.
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return (header, tensors) of any safetensors file; nothing in it can run code.
 
     Raises:
-        UserError: no such file, not safetensors, another format, or damaged values.
+        UserError: no such file, or not safetensors.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def write_tensors(model: nn.Module, path: Path, header: Mapping[str, str]) -> None:
+    """Write a module's tensors and their fingerprint; the file appears whole or not at all."""
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    header = {**header, "fingerprint": fingerprint(weights)}
+    write_atomically(path, save(weights, metadata=header), durable=True)
+
+
+def save_backbone(model: VisionTransformer, path: Path, about: Mapping[str, str]) -> None:
+    """Write the encoder's weights.
+
+    Args:
+        about: strings for the header: backbone name, init, recipe, provenance.
+    """
+    write_tensors(model, path, {**about, "format": FORMAT, "grid": "x".join(map(str, model.grid))})
+
+
+def read_backbone(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return (header, weights) of a file that `save_backbone` wrote.
+
+    Raises:
+        UserError: see `read_tensors`; or another format, or damaged values.
+    """
+    header, weights = read_tensors(path)
     if header.get("format") != FORMAT:
         raise UserError(
             f"{path} is safetensors, but not a backbone written by MAE-bench "

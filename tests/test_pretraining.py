@@ -1,5 +1,6 @@
 """MAE, its targets and the tokenizer against naive formulas of the paper."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from backbones.vit import patchify
 from mae_bench.errors import UserError
+from tasks.data.images import denormalise, normalise_batch
 from tasks.pretraining import INITS, TARGETS
 from tasks.pretraining.mae import build, load_pretrained, random_masking, save_pretrained
 from tasks.pretraining.targets import DvaeToken, NormPixel, Pixel
@@ -29,11 +31,9 @@ MODEL = {
 
 
 @pytest.fixture
-def tokenizer(tmp_path):
+def tokenizer():
     torch.manual_seed(1)
-    path = tmp_path / "tokenizer.safetensors"
-    save_tokenizer(Tokenizer(stride=8, num_codes=16, width=32), path)
-    return path
+    return Tokenizer(stride=8, num_codes=16, width=32)
 
 
 def make(tokenizer=None, **changes):
@@ -135,28 +135,47 @@ def test_norm_pixel_is_undone_for_display():
     torch.testing.assert_close(truth.mean(-1), torch.zeros(2, 2), atol=1e-5, rtol=0)
     torch.testing.assert_close(truth.var(-1), torch.ones(2, 2), atol=1e-3, rtol=0)
     picked = torch.stack([patches[0, [0, 3]], patches[1, [4, 1]]])
-    torch.testing.assert_close(target.to_patches(truth, picked), picked, atol=1e-4, rtol=1e-4)
+    pixels = target.to_pixels(truth, torch.empty(0), patches, masked)
+    torch.testing.assert_close(pixels, picked, atol=1e-4, rtol=1e-4)
 
 
 def test_token_target_is_the_tokenizers_ids_and_cross_entropy(tokenizer):
-    from tasks.data.images import denormalise
-
     target = DvaeToken(8, tokenizer)
     images, masked = torch.randn(2, 3, 64, 64), torch.tensor([[5, 63], [0, 9]])
     truth = target(images, patchify(images, 8), masked)
-    ids = load_tokenizer(tokenizer).encode(denormalise(images))
+    ids = tokenizer.encode(denormalise(images))
     assert truth.tolist() == [[ids[0, 0, 5], ids[0, 7, 7]], [ids[1, 0, 0], ids[1, 1, 1]]]
     prediction = torch.randn(2, 2, 16)
     expected = -prediction.log_softmax(-1).gather(-1, truth[..., None]).mean()
     torch.testing.assert_close(target.loss(prediction, truth), expected)
 
 
-def test_token_target_without_tokenizer_or_with_another_stride(tmp_path):
+def test_predicted_tokens_are_shown_through_the_tokenizer(tokenizer):
+    """Predicting the true ids shows the tokenizer's own reconstruction."""
+    images, masked = torch.randn(2, 3, 64, 64), torch.tensor([[5, 63], [0, 9]])
+    patches = patchify(images, 8)
+    target = DvaeToken(8, tokenizer)
+    perfect = F.one_hot(target(images, patches, masked), 16).float()
+    shown = target.to_pixels(perfect, images, patches, masked)
+    rebuilt = patchify(normalise_batch(tokenizer.reconstruct(denormalise(images))), 8)
+    expected = torch.stack([rebuilt[0, [5, 63]], rebuilt[1, [0, 9]]])
+    torch.testing.assert_close(shown, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_tokenizer_round_trip(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.safetensors"
+    save_tokenizer(tokenizer, path)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(load_tokenizer(path).encode(images), tokenizer.encode(images))
+    with pytest.raises(UserError, match="has no decoder to visualise"):
+        load_pretrained(path)
+
+
+def test_token_target_without_tokenizer_or_with_another_stride():
     with pytest.raises(UserError, match="needs a trained tokenizer"):
         DvaeToken(8)
-    save_tokenizer(Tokenizer(stride=4, num_codes=8, width=16), tmp_path / "t.safetensors")
     with pytest.raises(UserError, match="one id per 4 px, the encoder's patches are 8 px"):
-        DvaeToken(8, tmp_path / "t.safetensors")
+        DvaeToken(8, Tokenizer(stride=4, num_codes=8, width=16))
 
 
 def test_pixel_loss_is_the_mean_over_masked_patches():
@@ -184,8 +203,6 @@ def test_tokenizer_losses_against_the_formula():
     images = torch.randn(2, 3, 16, 16)
     torch.manual_seed(3)
     losses = training(images, labels=torch.zeros(2))
-    from tasks.data.images import denormalise
-
     q = model.logits(denormalise(images)).softmax(1)
     kl = (q * (q * 6).log()).sum(1).mean()
     torch.testing.assert_close(losses["loss_prior"], 0.3 * kl, atol=1e-6, rtol=1e-5)
@@ -198,11 +215,11 @@ def test_tokenizer_losses_against_the_formula():
     assert math.exp(training.cooling * int(training.step)) == pytest.approx(0.5)
 
 
-def test_saved_mae_reconstructs_the_same(tmp_path):
-    import json
-
-    mae = make().eval()
-    about = {"backbone": "vit_mini_patch8", "recipe": json.dumps({"data": DATA, "model": MODEL})}
+@pytest.mark.parametrize("name", TARGETS)
+def test_saved_mae_reconstructs_the_same(name, tokenizer, tmp_path):
+    mae = make(tokenizer, target=name).eval()
+    recipe = {"data": DATA, "model": {**MODEL, "target": name}}
+    about = {"backbone": "vit_mini_patch8", "recipe": json.dumps(recipe)}
     save_pretrained(mae, tmp_path / "mae.safetensors", about)
     images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 64)
     ours = mae.reconstruct(images, noise)

@@ -121,3 +121,10 @@ def denormalise(images: Tensor) -> Tensor:
     mean = images.new_tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
     std = images.new_tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
     return images * std + mean
+
+
+def normalise_batch(images: Tensor) -> Tensor:
+    """Inverse of `denormalise`: (B, 3, H, W) in [0, 1] -> ImageNet mean and deviation removed."""
+    mean = images.new_tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+    std = images.new_tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    return (images - mean) / std

@@ -17,12 +17,10 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from backbones import create_backbone
-from backbones.checkpoints import fingerprint, save_backbone
+from backbones.checkpoints import read_tensors, save_backbone, write_tensors
 from backbones.vit import (
     Block,
     LayerNorm,
@@ -34,12 +32,13 @@ from backbones.vit import (
     unpatchify,
 )
 from mae_bench.errors import UserError
-from mae_bench.job import Job, write_atomically
+from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome, Picture
 from tasks import engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
 from tasks.pretraining import TARGETS
 from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
+from tasks.pretraining.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "mae-bench-mae"
 
@@ -149,23 +148,21 @@ class MaskedAutoencoder(BaseModel):
         return {"loss": self.target.loss(prediction, truth)}
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, noise: Tensor) -> dict[str, Tensor | None]:
+    def reconstruct(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Pictures of what the model sees and says, each (B, 3, H, W) in [0, 1] (not clipped).
 
-        "masked" has removed patches in grey; "reconstruction" and "combined" (with the visible
-        patches) are None for a target without pixels.
+        "masked" has removed patches in grey, "reconstruction" visible ones; "combined" has both.
         """
         prediction, visible, masked = self.predict(images, noise)
         patches = patchify(images, self.encoder.patch_size)
         shown = self._paste(torch.zeros_like(patches), visible, take(patches, visible))
-        filled = self.target.to_patches(prediction, take(patches, masked))
-        pictures: dict[str, Tensor | None] = {"original": images, "masked": shown}
-        if filled is not None:
-            alone = self._paste(torch.zeros_like(patches), masked, filled)
-            pictures["reconstruction"] = alone
-            pictures["combined"] = self._paste(shown, masked, filled)
+        filled = self.target.to_pixels(prediction, images, patches, masked)
+        alone = self._paste(torch.zeros_like(patches), masked, filled)
+        pictures = {"masked": shown, "reconstruction": alone}
+        pictures["combined"] = self._paste(shown, masked, filled)
         return {
-            name: denormalise(x if x.dim() == 4 else self._image(x)) for name, x in pictures.items()
+            "original": denormalise(images),
+            **{name: denormalise(self._image(x)) for name, x in pictures.items()},
         }
 
     def _image(self, patches: Tensor) -> Tensor:
@@ -177,7 +174,7 @@ class MaskedAutoencoder(BaseModel):
 
 
 def build(
-    backbone: str, data: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Path | None
+    backbone: str, data: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tokenizer | None
 ) -> MaskedAutoencoder:
     """Build the model of a pretraining recipe.
 
@@ -198,33 +195,25 @@ def build(
 
 def save_pretrained(mae: MaskedAutoencoder, path: Path, about: Mapping[str, str]) -> None:
     """Write encoder, decoder and target as safetensors, for `visualize` and further training."""
-    weights = {k: v.cpu().contiguous() for k, v in mae.state_dict().items()}
-    header = {**about, "format": FORMAT, "fingerprint": fingerprint(weights)}
-    write_atomically(path, save(weights, metadata=header), durable=True)
+    tokenizer = getattr(mae.target, "tokenizer", None)
+    sizes = {"tokenizer": json.dumps(tokenizer.sizes)} if tokenizer else {}
+    write_tensors(mae, path, {**about, **sizes, "format": FORMAT})
 
 
-def load_pretrained(path: Path, tokenizer: Path | None = None) -> MaskedAutoencoder:
+def load_pretrained(path: Path) -> MaskedAutoencoder:
     """Read what `save_pretrained` wrote, ready to reconstruct.
 
     Raises:
         UserError: no such file or another format.
     """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error})") from None
+    header, weights = read_tensors(path)
     if header.get("format") != FORMAT:
         raise UserError(
             f"{path} has no decoder to visualise (format {header.get('format')!r}); give the "
             "mae.safetensors of a pretraining run"
         )
     recipe = json.loads(header["recipe"])
-    if recipe["model"]["target"] == "dvae-token" and tokenizer is None:
-        raise UserError(f"{path} predicts dVAE tokens, which have no pixels to show")
+    tokenizer = Tokenizer(**json.loads(header["tokenizer"])) if "tokenizer" in header else None
     mae = build(header["backbone"], recipe["data"], recipe["model"], tokenizer)
     mae.load_state_dict(weights)
     return mae.eval()
@@ -234,7 +223,8 @@ def run(job: Job) -> Outcome:
     """Pretrain an encoder; score the loss on validation images under fixed masks."""
     data, solver = job.recipe["data"], job.recipe["solver"]
     engine.seed_all(job.run.seed, 0)
-    mae = build(job.run.backbone, data, job.recipe["model"], job.upstream.get("tokenizer"))
+    tokenizer = load_tokenizer(job.upstream["tokenizer"]) if "tokenizer" in job.upstream else None
+    mae = build(job.run.backbone, data, job.recipe["model"], tokenizer)
     train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
     # The paper decays the class and mask tokens: they are 3-D, and its list of exceptions is empty.
     trained = engine.fit(job, mae, mae.encoder, train_set, no_decay=frozenset())

@@ -8,22 +8,20 @@ Source: arXiv:2111.06377 Sec. 3 and Table 1d.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.vit import take
+from backbones.vit import patchify, take
 from mae_bench.errors import UserError
-from tasks.data.images import denormalise
-from tasks.pretraining.tokenizer import load_tokenizer
+from tasks.data.images import denormalise, normalise_batch
+from tasks.pretraining.tokenizer import Tokenizer
 
 
 class Pixel(nn.Module):
     """The (mean/std-normalised) pixels of a patch; mean squared error."""
 
-    def __init__(self, patch_size: int, tokenizer: Path | None = None):
+    def __init__(self, patch_size: int, tokenizer: Tokenizer | None = None):
         super().__init__()
         self.dim = patch_size**2 * 3
 
@@ -42,8 +40,10 @@ class Pixel(nn.Module):
         """Mean over the values of a patch, then over all masked patches of the batch."""
         return F.mse_loss(prediction.float(), truth)
 
-    def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> Tensor:
-        """Predictions (B, M, P) as displayable patches; `truth_patches` (B, M, P) may help."""
+    def to_pixels(
+        self, prediction: Tensor, images: Tensor, patches: Tensor, masked: Tensor
+    ) -> Tensor:
+        """Predictions (B, M, dim) as pixels (B, M, P), for display; the rest as in `forward`."""
         return prediction.float()
 
 
@@ -60,9 +60,12 @@ class NormPixel(Pixel):
         weight = patches.new_full((self.dim,), bias**0.5)
         return F.layer_norm(take(patches, masked), (self.dim,), weight, eps=self.EPSILON * bias)
 
-    def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> Tensor:
-        """Undo the normalisation with the true patch's statistics (for display only)."""
-        variance, mean = torch.var_mean(truth_patches, dim=-1, keepdim=True, correction=1)
+    def to_pixels(
+        self, prediction: Tensor, images: Tensor, patches: Tensor, masked: Tensor
+    ) -> Tensor:
+        """Undo the normalisation with the true patch's statistics, which only display may know."""
+        truth = take(patches, masked)
+        variance, mean = torch.var_mean(truth, dim=-1, keepdim=True, correction=1)
         return prediction.float() * (variance + self.EPSILON).sqrt() + mean
 
 
@@ -70,17 +73,17 @@ class DvaeToken(nn.Module):
     """The id that a discrete VAE gives a patch; cross-entropy over its codebook.
 
     Args:
-        tokenizer: checkpoint of the `tokenizer` task.
+        tokenizer: trained by the `tokenizer` task; frozen here.
 
     Raises:
         UserError: no tokenizer, or one whose grid differs from the encoder's patches.
     """
 
-    def __init__(self, patch_size: int, tokenizer: Path | None = None):
+    def __init__(self, patch_size: int, tokenizer: Tokenizer | None = None):
         super().__init__()
         if tokenizer is None:
             raise UserError("target dvae-token needs a trained tokenizer upstream; none was given")
-        self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False).eval()
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
         if self.tokenizer.stride != patch_size:
             raise UserError(
                 f"the tokenizer gives one id per {self.tokenizer.stride} px, the encoder's patches "
@@ -98,5 +101,12 @@ class DvaeToken(nn.Module):
         """Mean cross-entropy over the masked patches, as in BEiT."""
         return F.cross_entropy(prediction.float().flatten(0, 1), truth.flatten())
 
-    def to_patches(self, prediction: Tensor, truth_patches: Tensor) -> None:
-        """Nothing: a token has no pixels of its own."""
+    @torch.no_grad()
+    def to_pixels(
+        self, prediction: Tensor, images: Tensor, patches: Tensor, masked: Tensor
+    ) -> Tensor:
+        """What the tokenizer makes of the predicted ids among the visible patches' own."""
+        ids = self.tokenizer.encode(denormalise(images))
+        mixed = ids.flatten(1).scatter(1, masked, prediction.argmax(dim=-1)).view_as(ids)
+        decoded = normalise_batch(self.tokenizer.decode_ids(mixed))
+        return take(patchify(decoded, self.tokenizer.stride), masked)

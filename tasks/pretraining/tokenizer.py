@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from backbones.checkpoints import read_tensors, write_tensors
 from mae_bench.errors import UserError
-from mae_bench.job import Job, write_atomically
+from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome, Picture
 from tasks import engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
@@ -68,10 +67,18 @@ class Tokenizer(nn.Module):
         z = torch.einsum("bkhw,kd->bdhw", one_hot, self.codebook.weight)
         return self.decoder(z)
 
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """Ids (B, h, w) -> images (B, 3, H, W) in [0, 1] (not clipped)."""
+        return self.decode(F.one_hot(ids, self.num_codes).permute(0, 3, 1, 2).float())
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images through their ids and back."""
-        one_hot = F.one_hot(self.encode(images), self.num_codes)
-        return self.decode(one_hot.permute(0, 3, 1, 2).float())
+        return self.decode_ids(self.encode(images))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The arguments that build it again."""
+        return {"stride": self.stride, "num_codes": self.num_codes, "width": self.width}
 
 
 class TokenizerTraining(BaseModel):
@@ -101,11 +108,8 @@ class TokenizerTraining(BaseModel):
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write weights and sizes as safetensors; the file appears whole or not at all."""
-    sizes = {name: getattr(tokenizer, name) for name in ("stride", "num_codes", "width")}
-    header = {"format": FORMAT, "sizes": json.dumps(sizes)}
-    weights = {k: v.cpu().contiguous() for k, v in tokenizer.state_dict().items()}
-    write_atomically(path, save(weights, metadata=header), durable=True)
+    """Write weights and sizes as safetensors."""
+    write_tensors(tokenizer, path, {"format": FORMAT, "sizes": json.dumps(tokenizer.sizes)})
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -114,12 +118,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         UserError: not such a file.
     """
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("format") != FORMAT:
-            raise UserError(f"{path} is not a tokenizer written by MAE-bench")
-        tokenizer = Tokenizer(**json.loads(header["sizes"]))
-        tokenizer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    header, weights = read_tensors(path)
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} is not a tokenizer written by MAE-bench")
+    tokenizer = Tokenizer(**json.loads(header["sizes"]))
+    tokenizer.load_state_dict(weights)
     return tokenizer
 
 
