@@ -240,15 +240,17 @@ class LiveBoard(Board):
     def view(self) -> Group:
         """The header and the workers' lines, always of the same height."""
         grid = Grid.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        # The only column that gives way on a narrow terminal, for which it must be one that wraps;
+        # the label in it does not.
+        grid.add_column(ratio=1)
         for _ in range(4):
             grid.add_column(no_wrap=True)
         for run, started in self.active.values():
             report = self.progress(run, started)
             step, total = report.get("step", 0), report.get("total", 0) or 1
             grid.add_row(
-                Text(run.label),
-                ProgressBar(total=total, completed=step, width=20),
+                Text(run.label, no_wrap=True, overflow="ellipsis"),
+                ProgressBar(total=total, completed=step, width=12),
                 Text(step_text(report)),
                 Text(loss_text(report)),
                 f"{seconds_text(self.left(run, started))} left",

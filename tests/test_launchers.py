@@ -294,6 +294,10 @@ def test_live_view_shows_what_is_going_and_keeps_its_height(tmp_path) -> None:
     after = lines()
     assert len(before) == len(after) == 3
     assert going.run.label in after[1]
+    console.width = 64
+    narrow = lines()
+    assert len(narrow) == 3 and "…" in narrow[1]
+    assert "train 3/12" in narrow[1] and "loss 0.500" in narrow[1] and "left" in narrow[1]
     assert "train 3/12" in after[1] and "loss 0.500" in after[1]
     assert "interrupted at train 3/12" in overview_text(plan, workspace)
 
