@@ -115,7 +115,8 @@ def make_plan(
     asked = _filter([cell for table in tables for cell in _cells(table, scale, seeds)], only)
     cells = {cell.key: planner.cell(cell) for cell in asked}
     planner.check_overrides()
-    return Plan(scale, tuple(planner.runs.values()), tuple(tables), cells)
+    noted = tuple(_note(table, overrides or {}, smoke) for table in tables)
+    return Plan(scale, tuple(planner.runs.values()), noted, cells)
 
 
 def plan_transfer(planner: Planner, task: str, setting: Setting, init: str, seed: int) -> Plan:
@@ -169,6 +170,17 @@ def _add_rows(tables: Sequence[Table], inits: Iterable[str]) -> list[Table]:
     known = {row.init for table in tables for row in table.rows}
     new = tuple(Row(init=name, title=name) for name in inits if name not in known)
     return [table.model_copy(update={"rows": table.rows + new}) for table in tables]
+
+
+def _note(table: Table, overrides: Mapping[str, Any], smoke: bool) -> Table:
+    """Say below the table what makes it another than the published command gives."""
+    notes = [table.note] if table.note else []
+    if smoke:
+        notes.append("Smoke run: two iterations of everything; the numbers mean nothing.")
+    if overrides:
+        settings = ", ".join(f"{key}={value!r}" for key, value in overrides.items())
+        notes.append(f"Overrides: {settings}.")
+    return table.model_copy(update={"note": " ".join(notes)})
 
 
 def _cells(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Cell]:

@@ -160,6 +160,16 @@ def test_smoke_is_another_set_of_runs() -> None:
     assert not {run.run.id for run in smoke.runs} & {run.run.id for run in full.runs}
 
 
+def test_tables_say_what_makes_them_another() -> None:
+    plain, smoke = plan("table6"), plan("table6", smoke=True, overrides={"solver.iterations": 3})
+    own = plain.tables[0].note
+    assert own.startswith("Frozen: ")
+    assert smoke.tables[0].note == (
+        f"{own} Smoke run: two iterations of everything; the numbers mean nothing. "
+        "Overrides: solver.iterations=3."
+    )
+
+
 def test_init_from_file_replaces_the_pretraining(tmp_path) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(b"weights")

@@ -28,6 +28,7 @@ TABLE = Table(
     name="table6",
     title="Transfer classification, top-1 accuracy",
     source="arXiv:2111.06377 Table 6",
+    note="Frozen: a linear probe on the same images, ours; the paper has only fine-tuning.",
     rows=(
         Row(init="random", title="random init"),
         Row(init="supervised", title="supervised"),
