@@ -54,6 +54,7 @@ Force = Annotated[bool, typer.Option("--force", help="Repeat runs that are done.
 Out = Annotated[Path | None, typer.Option(help="Folder of the report  [default: report]")]
 WORK_DIR = Path("work_dirs")
 MINI_BACKBONE = "vit_mini_patch8"
+MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @app.command()
@@ -278,7 +279,10 @@ def _seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise UserError(f"seeds {text!r}: non-negative integers are needed, as in --seeds 0,1,2")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    seeds = tuple(dict.fromkeys(int(part) for part in parts))
+    if max(seeds) > MAX_SEED:
+        raise UserError(f"seed {max(seeds)} is too large; {MAX_SEED} is the largest")
+    return seeds
 
 
 def _init(text: str) -> tuple[str, Path]:
@@ -339,7 +343,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The class of typer's usage errors has moved between its releases.
         if not hasattr(error, "format_message"):
             raise
-        return _complain(error.format_message())
+        message = error.format_message()
+        if "\n" not in message:
+            return _complain(message)
+        # A command without its arguments: the message is its help.
+        print(message, file=sys.stderr)
+        return 2
     return code if isinstance(code, int) else 0
 
 

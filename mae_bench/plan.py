@@ -366,7 +366,14 @@ class Planner:
             UserError: with the nearest keys.
         """
         for given in self._unused:
-            raise unknown("override key", given.rpartition(":")[2], self._known_keys)
+            task, _, key = given.rpartition(":")
+            tasks = {run.run.task for run in self.runs.values()}
+            if task and task not in tasks:
+                raise UserError(
+                    f"--set {given}: none of the runs asked for is of task {task}. "
+                    f"They are of: {', '.join(sorted(tasks)) or '(none)'}"
+                )
+            raise unknown("override key", key, self._known_keys)
 
 
 def _read_checkpoint(name: str, path: Path) -> Upstream:

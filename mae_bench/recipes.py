@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,35 @@ from mae_bench.errors import UserError, unknown
 
 CONFIGS = Path(configs.__path__[0])
 Values = dict[str, Any]
+# Values on the command line that are no Python literals.
+WORDS: Values = {
+    "true": True,
+    "false": False,
+    "none": None,
+    "null": None,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+}
+# The least that means anything, where a training would find out late or never: without a single
+# iteration it would score what it was given.
+LOWEST = {
+    "data.image_size": 1,
+    "data.crop_size": 1,
+    "data.val_images": 1,
+    "data.num_workers": 0,
+    "solver.iterations": 1,
+    "solver.batch_size": 1,
+    "solver.save_every": 1,
+    "solver.warmup_iterations": 0,
+    "solver.num_workers": 0,
+    "solver.base_lr": 0,
+    "solver.lr": 0,
+    "solver.min_lr": 0,
+    "solver.weight_decay": 0,
+    "solver.layer_decay": 0,
+    "test.max_images": 1,
+}
 
 
 def list_recipes() -> list[str]:
@@ -60,7 +90,8 @@ def load_recipe(
         smoke: apply the recipe's own `smoke` overrides first.
 
     Raises:
-        UserError: unknown recipe or key (with the nearest names), or a value of another type.
+        UserError: unknown recipe or key (with the nearest names), a value of another type, or a
+            number that cannot be.
     """
     found = _literals(name)
     values: Values = copy.deepcopy(found["recipe"])
@@ -95,7 +126,19 @@ def set_key(values: Values, key: str, value: Any, name: str) -> None:
             f"override {key}={value!r} of recipe {name} is {_kind(value)}; "
             f"{_kind(old)} is needed, as in {key}={json.dumps(old)}"
         )
+    _check_number(key, value, name)
     place[last] = value
+
+
+def _check_number(key: str, value: Any, name: str) -> None:
+    lowest = LOWEST.get(key)
+    # None stands for "all" in the limits of evaluation, and for nothing sensible in a solver.
+    good = value is not None or lowest is None or not key.startswith("solver.")
+    if isinstance(value, int | float):
+        good = math.isfinite(value) and (lowest is None or value >= lowest)
+    if not good:
+        bound = "" if lowest is None else f" of at least {lowest}"
+        raise UserError(f"override {key}={value} of recipe {name}: a number{bound} is needed")
 
 
 def _kind(value: Any) -> str:
@@ -114,5 +157,4 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        lowered = {"true": True, "false": False, "none": None, "null": None}
-        return key, lowered.get(value.lower(), value)
+        return key, WORDS.get(value.lower(), value)

@@ -85,6 +85,16 @@ BAD_INPUT = {
     ),
     "no weights": (TRANSFER, "give either --init NAME or --checkpoint FILE", "not both"),
     "seeds": (["reproduce", "table4", "--seeds", "0,x"], "seeds '0,x'", "--seeds 0,1,2"),
+    "large seed": (
+        ["reproduce", "table4", "--seeds", "0,4294967296"],
+        "seed 4294967296 is too",
+        "4",
+    ),
+    "iterations": (
+        ["reproduce", "table4", "--set", "solver.iterations=0"],
+        "override solver.iterations=0",
+        "at least 1",
+    ),
     "launcher": (
         ["reproduce", "table4", "--launcher", "lokal"],
         "unknown launcher 'lokal'",
@@ -117,6 +127,15 @@ def test_bad_input_is_one_line_and_code_2(case, tmp_path, monkeypatch, capsys) -
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert start in captured.err and also in captured.err
     assert list(tmp_path.iterdir()) == [], "bad input must leave nothing behind"
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["backbones"]])
+def test_a_command_that_is_not_whole_gets_its_help(arguments, capsys) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == "" and lines[0].startswith("Usage: mae-bench")
+    assert any(line.startswith("Commands:") for line in lines)
 
 
 def refused(arguments: list[str], capsys) -> str:

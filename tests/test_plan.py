@@ -154,6 +154,12 @@ def test_override_refuses(text: str, message: str) -> None:
         overridden(text)
 
 
+def test_override_of_a_task_that_is_not_asked_for() -> None:
+    message = "none of the runs asked for is of task tokenizer. They are of: detection"
+    with pytest.raises(UserError, match=message):
+        plan("table4", only=["init=random"], overrides={"tokenizer:model.width": 32})
+
+
 def test_smoke_is_another_set_of_runs() -> None:
     smoke, full = plan(smoke=True), plan()
     assert len(smoke.runs) == len(full.runs)

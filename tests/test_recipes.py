@@ -3,7 +3,7 @@
 import pytest
 
 from mae_bench.errors import UserError
-from mae_bench.recipes import keys, list_recipes, load_recipe, parse_override, set_key
+from mae_bench.recipes import LOWEST, keys, list_recipes, load_recipe, parse_override, set_key
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -61,6 +61,26 @@ def test_set_key(key: str, value: object, stored: object) -> None:
 def test_another_type_is_refused(key: str, value: object) -> None:
     with pytest.raises(UserError, match=r"of recipe r is of type \w+; of type \w+ is needed"):
         set_key({"a": dict(VALUES["a"])}, key, value, "r")
+
+
+@pytest.mark.parametrize("value", [-1, 0, None, True])
+@pytest.mark.parametrize("key", ["solver.iterations", "solver.batch_size", "solver.save_every"])
+@pytest.mark.parametrize("name", list_recipes())
+def test_what_no_training_can_do_is_refused(name: str, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"override {key}={value} of recipe {name}.* is needed"):
+        load_recipe(name, {key: value})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
+def test_numbers_are_finite(value: str) -> None:
+    key, number = parse_override(f"a.rate={value}")
+    with pytest.raises(UserError, match=r"override a\.rate=.* of recipe r: a number is needed"):
+        set_key({"a": dict(VALUES["a"])}, key, number, "r")
+
+
+def test_lowest_numbers_are_of_keys_that_exist() -> None:
+    known = {key for name in list_recipes() for key in keys(load_recipe(name))}
+    assert set(LOWEST) <= known
 
 
 @pytest.mark.parametrize("key", ["a.stps", "steps", "a", "a.steps.more", "b.rate", ""])
