@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import math
+import pickle
 import random
 import struct
 import time
@@ -181,11 +182,18 @@ def save_state(folder: Path, model: torch.nn.Module, optimizer: OptimWrapper, st
 
 
 def load_state(folder: Path, model: torch.nn.Module, optimizer: OptimWrapper) -> int:
-    """Restore what `save_state` wrote; returns the step, 0 when there is nothing to restore."""
+    """Restore what `save_state` wrote; returns the step, 0 when there is nothing to restore.
+
+    A file that a broken disk has damaged counts as nothing: the run then starts again.
+    """
     path = folder / STATE_FILE
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        print(f"{path} cannot be read ({error}); starting again")
+        return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

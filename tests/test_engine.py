@@ -110,6 +110,17 @@ def test_six_steps_equal_three_kill_and_three(tmp_path):
     assert last[0] == last[1] and last[0]["step"] == 6
 
 
+@pytest.mark.parametrize("content", [b"", b"not a state", None])
+def test_a_damaged_state_means_from_the_start(tmp_path, content, capsys):
+    whole = train_in(tmp_path / "run")
+    state = tmp_path / "run" / engine.STATE_FILE
+    state.write_bytes(state.read_bytes()[:-100] if content is None else content)
+    again = train_in(tmp_path / "run")
+    assert again.calls == 6 and "cannot be read" in capsys.readouterr().out
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_a_finished_training_is_not_repeated(tmp_path):
     train_in(tmp_path)
     assert train_in(tmp_path).calls == 0
