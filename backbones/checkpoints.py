@@ -7,6 +7,7 @@ parameters have timm's names. Nothing in it can run code.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,7 +65,21 @@ def write_tensors(model: nn.Module, path: Path, header: Mapping[str, str]) -> No
     """Write a module's tensors and their fingerprint; the file appears whole or not at all."""
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     header = {**header, "fingerprint": fingerprint(weights)}
-    write_atomically(path, save(weights, metadata=header), durable=True)
+    write_atomically(path, _in_order(save(weights, metadata=header)), durable=True)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, so that equal weights make equal files.
+
+    The library writes them in the order of a hash table, another one in each process.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:start])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    # The format pads with spaces to whole 8 bytes; offsets count from the end of the header.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def save_backbone(model: VisionTransformer, path: Path, about: Mapping[str, str]) -> None:

@@ -1,5 +1,7 @@
 """Our checkpoint format: loaded whole, or refused with a reason."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +27,19 @@ def test_round_trip_is_lossless(saved):
     report = load_backbone(other, path)
     assert fingerprint(other.state_dict()) == fingerprint(model.state_dict()) == report.fingerprint
     assert set(report.loaded) == set(model.state_dict()) and not report.resized
+
+
+def test_equal_weights_make_equal_files(saved, tmp_path):
+    """Also in another process: nothing in the file is in the order of a hash table."""
+    model, _ = saved
+    about = {letter: letter.upper() for letter in "hgfedcba"}
+    for name in ("first", "second"):
+        save_backbone(model, tmp_path / name, about)
+    first = (tmp_path / "first").read_bytes()
+    assert first == (tmp_path / "second").read_bytes()
+    size = int.from_bytes(first[:8], "little")
+    header = list(json.loads(first[8 : 8 + size])["__metadata__"])
+    assert size % 8 == 0 and header == sorted(header) and set(about) < set(header)
 
 
 def test_positions_are_resized_and_reported(saved):
