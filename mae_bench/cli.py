@@ -152,6 +152,7 @@ def transfer(
         backbones=(_backbone(backbone),),
         recipe=_recipe(task, recipe, check_scale(scale)),
     )
+    data.check_use(dataset, task)
     name = init or next(iter(inits))
     single = Single(init=name, backbone=backbone, task=task, setting=setting)
     _single(single, scale, seed, data_root, work_dir, overrides, dry_run, smoke, force, inits)
@@ -338,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         return _complain(f"no permission for {error.filename}; give a folder that is yours")
     except (KeyboardInterrupt, typer.Abort):
+        print("stopped; the same command continues", file=sys.stderr)
         return 130
     except Exception as error:
         # The class of typer's usage errors has moved between its releases.

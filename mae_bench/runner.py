@@ -21,6 +21,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from mae_bench.errors import UserError
 from mae_bench.job import STATE_FILE, Job, write_atomically
 from mae_bench.plan import PlannedRun
 from mae_bench.records import Outcome, Provenance, Record, Run
@@ -85,16 +86,22 @@ def execute(planned: PlannedRun, site: Site) -> Record:
             try:
                 outcome = _train(run, folder, site)
                 record = make_record(run, site, started - spent, outcome, peak_memory_mb=_peak())
-            except Exception:
+            except Exception as failure:
                 traceback.print_exc()
-                lines = traceback.format_exc().strip().splitlines()
-                error = "\n".join(lines[-ERROR_LINES:])
-                record = make_record(run, site, started - spent, None, error, _peak())
+                record = make_record(run, site, started - spent, None, _reason(failure), _peak())
         save(record, folder)
         if record.status == "ok":
             # Weights and optimizer twice the size of the checkpoint, which nobody continues from.
             (folder / STATE_FILE).unlink(missing_ok=True)
         return record
+
+
+def _reason(failure: Exception) -> str:
+    """What the record says: the message for bad input, else the end of the traceback."""
+    if isinstance(failure, UserError):
+        return str(failure)
+    lines = "".join(traceback.format_exception(failure)).strip().splitlines()
+    return "\n".join(lines[-ERROR_LINES:])
 
 
 def save(record: Record, folder: Path) -> None:

@@ -73,6 +73,11 @@ BAD_INPUT = {
         "unknown task 'detction'. Did you mean detection",
         "segmentation",
     ),
+    "dataset of another task": (
+        ["transfer", "--task", "detection", "--dataset", "mini-ade20k", "--init", "random"],
+        "dataset 'mini-ade20k' is not one for detection; these are: mini-coco",
+        "mini-coco",
+    ),
     "dataset": (
         ["transfer", "--task", "detection", "--dataset", "mini-cocoa", "--init", "random"],
         "unknown dataset 'mini-cocoa'. Did you mean mini-coco",

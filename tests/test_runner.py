@@ -84,6 +84,15 @@ def test_a_failure_is_recorded(site) -> None:
     assert "fake_tasks.py" in record.error
 
 
+def test_bad_input_is_recorded_as_its_message(site, monkeypatch) -> None:
+    def refuse(job):
+        raise UserError("batch of 9 is larger than the set; set it to 8")
+
+    monkeypatch.setattr(fake_tasks, "run", refuse)
+    record = execute(fake_run("bad"), site)
+    assert record.error == "batch of 9 is larger than the set; set it to 8"
+
+
 def test_a_changed_upstream_checkpoint_is_noticed(site) -> None:
     first = fake_run("one")
     execute(first, site)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,28 +133,45 @@ def _generate(spec: Spec, folder: Path, expected: str) -> None:
     partial.rename(folder)
 
 
-def _located(name: str, data_root: Path, layouts: Iterable[str], use: str) -> tuple[str, Path]:
-    """Layout of a dataset and the folder that holds its top folder, if it is one for this use."""
+# Task -> layouts that it reads.
+USES: dict[str, tuple[str, ...]] = {
+    "classification": tuple(CLASSIFICATION_READERS),
+    "detection": ("coco",),
+    "segmentation": ("ade20k",),
+}
+
+
+def check_use(name: str, task: str) -> None:
+    """Refuse a dataset that a task cannot read.
+
+    Raises:
+        UserError: with the datasets that it can.
+    """
+    if get_dataset(name).layout not in USES[task]:
+        suitable = ", ".join(n for n, d in DATASETS.items() if d.layout in USES[task])
+        raise UserError(f"dataset {name!r} is not one for {task}; these are: {suitable}")
+
+
+def _located(name: str, data_root: Path, task: str) -> tuple[str, Path]:
+    """Layout of a dataset and the folder that holds its top folder, if it is one for this task."""
+    check_use(name, task)
     dataset = get_dataset(name)
-    if dataset.layout not in layouts:
-        suitable = ", ".join(n for n, d in DATASETS.items() if d.layout in layouts)
-        raise UserError(f"dataset {name!r} is not one for {use}; these are: {suitable}")
     return dataset.layout, data_root / name if dataset.spec else data_root
 
 
 def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:
     """Images and labels of "train" or "val"."""
-    layout, root = _located(name, data_root, CLASSIFICATION_READERS, "classification")
+    layout, root = _located(name, data_root, "classification")
     return CLASSIFICATION_READERS[layout](root, split)
 
 
 def coco_split(name: str, data_root: Path, split: str) -> CocoSplit:
     """Instance file and image folder of "train" or "val"."""
-    _, root = _located(name, data_root, ("coco",), "detection")
+    _, root = _located(name, data_root, "detection")
     return read_coco(root, split)
 
 
 def ade20k_split(name: str, data_root: Path, split: str) -> Ade20kSplit:
     """Image and map folders of "train" or "val"."""
-    _, root = _located(name, data_root, ("ade20k",), "segmentation")
+    _, root = _located(name, data_root, "segmentation")
     return read_ade20k(root, split)
