@@ -189,10 +189,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
 
 
+def heed_ctrl_c() -> None:
+    """Undo the "ignore" that whatever a shell starts in the background inherits, CI's jobs too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start_program(work_dir: Path) -> subprocess.Popen:
     """Start the two runs of fake_tasks as a program; returns once the first has made some steps."""
     program = [sys.executable, Path(fake_tasks.__file__), work_dir]
-    process = subprocess.Popen(program, env=environment(), start_new_session=True)
+    process = subprocess.Popen(
+        program, env=environment(), start_new_session=True, preexec_fn=heed_ctrl_c
+    )
     workspace = Workspace(work_dir)
     deadline = time.monotonic() + 120
     while workspace.progress(LONG.run.id).get("step", 0) < 20:
