@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import math
 import pickle
@@ -334,6 +335,29 @@ def fit(
         save_every=solver["save_every"],
         collate=stack,
     )
+
+
+def header(job: Job) -> dict[str, str]:
+    """What the header of a pretrained checkpoint says of the run that made it."""
+    return {
+        "backbone": job.run.backbone,
+        "init": job.run.init,
+        "run": job.run.id,
+        "recipe": json.dumps(job.recipe),
+    }
+
+
+def pretraining_facts(
+    job: Job, encoder: VisionTransformer, dataset: Dataset, trained: Trained
+) -> dict[str, object]:
+    """What a pretraining's record notes beside its score: size, data and how often it was seen."""
+    solver, size = job.recipe["solver"], len(dataset)  # type: ignore[arg-type]
+    return {
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "training_images": size,
+        "epochs": solver["iterations"] * solver["batch_size"] / size,
+        "data_time_share": trained.data_time_share,
+    }
 
 
 def _optimizer(solver: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:

@@ -221,19 +221,14 @@ def load_pretrained(path: Path) -> MaskedAutoencoder:
 
 def run(job: Job) -> Outcome:
     """Pretrain an encoder; score the loss on validation images under fixed masks."""
-    data, solver = job.recipe["data"], job.recipe["solver"]
+    data = job.recipe["data"]
     engine.seed_all(job.run.seed, 0)
     tokenizer = load_tokenizer(job.upstream["tokenizer"]) if "tokenizer" in job.upstream else None
     mae = build(job.run.backbone, data, job.recipe["model"], tokenizer)
     train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
     # The paper decays the class and mask tokens: they are 3-D, and its list of exceptions is empty.
     trained = engine.fit(job, mae, mae.encoder, train_set, no_decay=frozenset())
-    about = {
-        "backbone": job.run.backbone,
-        "init": job.run.init,
-        "run": job.run.id,
-        "recipe": json.dumps(job.recipe),
-    }
+    about = engine.header(job)
     save_backbone(mae.encoder, job.folder / "backbone.safetensors", about)
     save_pretrained(mae, job.folder / "mae.safetensors", about)
     loss, pictures = _score(mae.eval(), val_set, job)
@@ -242,12 +237,7 @@ def run(job: Job) -> Outcome:
         checkpoint="backbone.safetensors",
         pictures=pictures,
         images_per_second=trained.images_per_second,
-        facts={
-            "parameters": sum(p.numel() for p in mae.encoder.parameters()),
-            "training_images": len(train_set),
-            "epochs": solver["iterations"] * solver["batch_size"] / len(train_set),
-            "data_time_share": trained.data_time_share,
-        },
+        facts=engine.pretraining_facts(job, mae.encoder, train_set, trained),
     )
 
 

@@ -6,8 +6,6 @@ which parts of it a scale uses.
 
 from __future__ import annotations
 
-import json
-
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -41,7 +39,7 @@ class SupervisedPretraining(BaseModel):
 
 def run(job: Job) -> Outcome:
     """Train encoder and classifier; score top-1 on the validation split."""
-    data, settings, solver = (job.recipe[part] for part in ("data", "model", "solver"))
+    data, settings = job.recipe["data"], job.recipe["model"]
     engine.seed_all(job.run.seed, 0)
     train_set, val_set, classes = labelled_sets(job.run.dataset, job.data_root, data)
     encoder = create_backbone(
@@ -51,22 +49,11 @@ def run(job: Job) -> Outcome:
     )
     model = SupervisedPretraining(encoder, len(classes), settings["label_smoothing"])
     trained = engine.fit(job, model, encoder, train_set)
-    about = {
-        "backbone": job.run.backbone,
-        "init": job.run.init,
-        "run": job.run.id,
-        "recipe": json.dumps(job.recipe),
-    }
-    save_backbone(encoder, job.folder / "backbone.safetensors", about)
+    save_backbone(encoder, job.folder / "backbone.safetensors", engine.header(job))
     top1 = engine.top1(model, val_set, job)
     return Outcome(
         metrics={"top1": Metric(value=top1, unit="%")},
         checkpoint="backbone.safetensors",
         images_per_second=trained.images_per_second,
-        facts={
-            "parameters": sum(p.numel() for p in encoder.parameters()),
-            "training_images": len(train_set),
-            "epochs": solver["iterations"] * solver["batch_size"] / len(train_set),
-            "data_time_share": trained.data_time_share,
-        },
+        facts=engine.pretraining_facts(job, encoder, train_set, trained),
     )
