@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from mae_bench.runner import cpu_model
+from mae_bench.provenance import cpu_model
 from mae_bench.workspace import MIN_FREE_BYTES
 
 MIN_MEMORY_BYTES = 4_000_000_000

@@ -38,6 +38,8 @@ class Job:
     data_root: Path
     upstream: Mapping[str, Path] = field(default_factory=dict)
     _last_report: float = 0.0
+    _last_mark: float = field(default_factory=time.monotonic)
+    _phases: dict[str, float] | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -53,11 +55,23 @@ class Job:
             scalars: what to show and plot (loss, lr, ...).
         """
         now = time.monotonic()
+        phases = self._account(phase, now)
         if step < total and now - self._last_report < SECONDS_BETWEEN_REPORTS:
             return
         self._last_report = now
         state = {"phase": phase, "step": step, "total": total, "time": time.time(), **scalars}
-        write_atomically(self.folder / "progress.json", json.dumps(state))
+        write_atomically(self.folder / "progress.json", json.dumps({**state, "phases": phases}))
+
+    def _account(self, phase: str, now: float) -> dict[str, float]:
+        """Add the seconds since the last report to a phase; those before the first are "prepare".
+
+        Continues the account of an interrupted attempt.
+        """
+        if self._phases is None:
+            self._phases, phase = _phases(self.folder / "progress.json"), "prepare"
+        self._phases[phase] = self._phases.get(phase, 0.0) + now - self._last_mark
+        self._last_mark = now
+        return self._phases
 
     def log_metrics(self, step: int, **scalars: float) -> None:
         """Append one point of the learning curve to `metrics.jsonl`.
@@ -67,6 +81,13 @@ class Job:
         """
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+def _phases(path: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(path.read_text())["phases"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def write_atomically(path: Path, content: str | bytes, durable: bool = False) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mae_bench.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Scale = Literal["mini", "paper"]
 Scalar = bool | int | float | str | None
 
@@ -24,6 +25,12 @@ class Strict(BaseModel):
     """Base of all records: immutable, no unknown fields, NaN and infinity kept readable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+def content_hash(content: object) -> str:
+    """Return the SHA-256 of plain values: equal values have equal hashes, whatever their order."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Upstream(Strict):
@@ -59,8 +66,7 @@ class Run(Strict):
         content = self.model_dump(mode="json", exclude={"recipe"})
         for weights in content["upstream"].values():
             weights.pop("checkpoint")
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_hash(content)[:12]
 
     @property
     def label(self) -> str:
@@ -91,23 +97,40 @@ class Outcome(Strict):
     checkpoint: str | None = None
     pictures: tuple[Picture, ...] = ()
     images_per_second: float | None = Field(default=None, description="in training")
+    data_time_share: float | None = Field(
+        default=None, description="of the training time, waiting for data; 0 to 1"
+    )
     facts: dict[str, object] = Field(
         default_factory=dict, description="load report, parameter groups' file, counts, budget"
     )
 
 
 class Provenance(Strict):
-    """Where a number was made."""
+    """Where a number was made, and what it took; see docs/records.md."""
 
-    started: str = Field(description="UTC, ISO 8601")
-    seconds: float
-    peak_memory_mb: float
-    commit: str | None
-    dirty: bool | None
+    started: str = Field(description="UTC, ISO 8601; of the last attempt")
+    seconds: float = Field(description="interrupted attempts included")
+    phases: dict[str, float] = Field(
+        default_factory=dict, description="phase -> seconds; together `seconds`"
+    )
+    peak_memory_mb: float = Field(description="resident, of the run's process")
+    peak_gpu_memory_mb: float | None = Field(default=None, description="allocated by torch")
+    energy_joules: float | None = Field(
+        default=None, description="of the GPU meanwhile; None if it does not tell"
+    )
+    commit: str | None = Field(description="of this package's checkout")
+    dirty: bool | None = Field(description="whether its sources were changed since")
     packages: dict[str, str]
     hardware: dict[str, str]
     world_size: int = 1
     command: str = ""
+    recipe_sha256: str = Field(description="of the resolved recipe")
+    weights_sha256: dict[str, str] = Field(
+        default_factory=dict, description="role -> file that the run started from"
+    )
+    not_deterministic: tuple[str, ...] = Field(
+        default=(), description="what may differ when the run is repeated on this machine"
+    )
 
 
 class Record(Strict):
@@ -124,28 +147,58 @@ class Record(Strict):
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Read and check a record.
+        """Read and check a record, also one that an older mae-bench wrote.
 
         Raises:
-            UserError: not JSON, another schema version, or fields that do not fit.
+            UserError: not JSON, a newer schema version, or fields that do not fit.
         """
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_bytes())
             version = raw.get("schema_version")
         except (ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is not a readable record ({error}). Delete the run's folder to repeat it."
             ) from None
-        if version != SCHEMA_VERSION:
+        if not is_readable(version):
             raise UserError(
-                f"{path} has schema version {version!r}, this mae-bench reads {SCHEMA_VERSION}. "
+                f"{path} has schema version {version!r}, this mae-bench reads {READABLE}. "
                 "Use another --work-dir, or the mae-bench that wrote it."
             )
         try:
-            return cls.model_validate(raw)
-        except ValueError as error:
+            return cls.model_validate(migrate(raw))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             lines = str(error).splitlines()
-            raise UserError(f"{path} is not a valid record: {' '.join(lines[1:3])}") from None
+            reason = " ".join(lines[1:3]) or repr(error)
+            raise UserError(
+                f"{path} is not a valid record: {reason}. Delete the run's folder to repeat it."
+            ) from None
+
+
+def _to_2(raw: dict[str, Any]) -> None:
+    """Version 2 knows what the run was made from and where the time went."""
+    run, made = raw["run"], raw["provenance"]
+    made["recipe_sha256"] = content_hash(run["recipe_values"])
+    files = {role: weights["sha256"] for role, weights in run["upstream"].items()}
+    made["weights_sha256"] = {role: digest for role, digest in files.items() if digest}
+    made["phases"] = {"other": made["seconds"]}
+
+
+# Version -> what makes a record of the version before it into one of it, in place.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {2: _to_2}
+READABLE = f"{min(MIGRATIONS) - 1} to {SCHEMA_VERSION}"
+
+
+def is_readable(version: object) -> bool:
+    """Whether records of this schema version can be read."""
+    return type(version) is int and min(MIGRATIONS) - 1 <= version <= SCHEMA_VERSION
+
+
+def migrate(raw: dict[str, Any]) -> dict[str, Any]:
+    """Bring the JSON of a record to the present schema version, in place."""
+    for version in range(raw["schema_version"] + 1, SCHEMA_VERSION + 1):
+        MIGRATIONS[version](raw)
+        raw["schema_version"] = version
+    return raw
 
 
 class Reference(Strict):

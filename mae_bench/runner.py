@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import platform
 import random
-import resource
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
+from mae_bench import provenance
 from mae_bench.errors import UserError
 from mae_bench.job import STATE_FILE, Job, write_atomically
 from mae_bench.plan import PlannedRun
-from mae_bench.records import Outcome, Provenance, Record, Run
+from mae_bench.provenance import Meter, Usage, utc
+from mae_bench.records import Outcome, Record, Run
 from mae_bench.workspace import Workspace
 from tasks import TASKS, data
 
-PACKAGES = (
-    "mae-bench",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "onedl-mmengine",
-    "onedl-mmcv",
-    "onedl-mmsegmentation",
-    "pb1-detectron2",
-    "detectron2",
-    "pycocotools",
-    "opencv-python-headless",
-)
 # One thread a run: sums keep their order, so a result depends neither on --workers nor on the
 # number of cores, and a resumed run repeats the interrupted one bit by bit.
 THREADS = {
@@ -80,15 +61,16 @@ def execute(planned: PlannedRun, site: Site) -> Record:
             return done
         folder = workspace.folder(run.id)
         (folder / "record.json").unlink(missing_ok=True)
-        started = time.time()
+        started, meter = time.time(), Meter(fresh=not spent)
         with _log_to(folder / "log.txt"):
-            print(f"{run.label} ({run.id}), started {_utc(started)}", flush=True)
+            print(f"{run.label} ({run.id}), started {utc(started)}", flush=True)
             try:
                 outcome = _train(run, folder, site)
-                record = make_record(run, site, started - spent, outcome, peak_memory_mb=_peak())
+                record = make_record(run, site, started, outcome, None, meter.read(), spent)
             except Exception as failure:
                 traceback.print_exc()
-                record = make_record(run, site, started - spent, None, _reason(failure), _peak())
+                reason = _reason(failure)
+                record = make_record(run, site, started, None, reason, meter.read(), spent)
         save(record, folder)
         if record.status == "ok":
             # Weights and optimizer twice the size of the checkpoint, which nobody continues from.
@@ -179,28 +161,28 @@ def make_record(
     started: float,
     outcome: Outcome | None = None,
     error: str | None = None,
-    peak_memory_mb: float = math.nan,
+    usage: Usage | None = None,
+    spent: float = 0.0,
 ) -> Record:
     """Return the record of a run that has just ended, in this process or in one that died.
 
     Args:
-        started: Unix time, moved back by the seconds of interrupted attempts.
+        started: Unix time.
         error: why it failed; None if it did not.
-        peak_memory_mb: resident memory of its process; NaN when that died and took it along.
+        usage: of its process; None when that died and took it along.
+        spent: seconds of interrupted attempts.
     """
-    digest = None
+    workspace, digest = site.workspace, None
     if outcome and outcome.checkpoint:
-        digest = _sha256(site.workspace.folder(run.id) / outcome.checkpoint)
-    commit, dirty = _commit()
-    provenance = Provenance(
-        started=_utc(started),
-        seconds=time.time() - started,
-        peak_memory_mb=peak_memory_mb,
-        commit=commit,
-        dirty=dirty,
-        packages=_packages(),
-        hardware=_hardware(),
+        digest = _sha256(workspace.folder(run.id) / outcome.checkpoint)
+    made = provenance.collect(
+        run,
         command=site.command,
+        started=started,
+        seconds=time.time() - started + spent,
+        usage=usage or Usage(),
+        phases=workspace.progress(run.id).get("phases", {}),
+        weights_sha256=_weights(run, workspace),
     )
     return Record(
         id=run.id,
@@ -209,66 +191,25 @@ def make_record(
         error=error,
         outcome=outcome,
         checkpoint_sha256=digest,
-        provenance=provenance,
+        provenance=made,
     )
 
 
-def _peak() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _weights(run: Run, workspace: Workspace) -> dict[str, str]:
+    """Role -> hash of the file that a run starts from, as far as it was recorded."""
+    found = {}
+    for role, weights in run.upstream.items():
+        digest = weights.sha256
+        if weights.run_id:
+            # That record may be what the run failed of.
+            with suppress(UserError):
+                record = workspace.record(weights.run_id)
+                digest = record.checkpoint_sha256 if record else None
+        if digest:
+            found[role] = digest
+    return found
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def _commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this package is in and whether it has changes; Nones outside one."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != root:
-            return None, None
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-@cache
-def _packages() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def _hardware() -> dict[str, str]:
-    found = {"cpu": cpu_model(), "cores": str(os.cpu_count()), "machine": platform.machine()}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def cpu_model() -> str:
-    """Return the processor's name, as the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")

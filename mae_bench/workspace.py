@@ -21,7 +21,7 @@ from typing import Any
 from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
 from mae_bench.plan import Plan
-from mae_bench.records import SCHEMA_VERSION, Record, Run
+from mae_bench.records import READABLE, SCHEMA_VERSION, Record, Run, is_readable
 
 MIN_FREE_BYTES = 1_000_000_000
 
@@ -54,10 +54,10 @@ class Workspace:
             version = json.loads(path.read_text())["schema"]
         except (OSError, ValueError, KeyError, TypeError):
             version = None
-        if version != SCHEMA_VERSION:
+        if not is_readable(version):
             raise UserError(
                 f"work folder {self.root} has schema version {version!r}, this mae-bench needs "
-                f"{SCHEMA_VERSION}; it is left as it is. Give another --work-dir"
+                f"{READABLE}; it is left as it is. Give another --work-dir"
             )
 
     def create(self) -> None:

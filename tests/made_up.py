@@ -32,6 +32,7 @@ def provenance(**fields: Any) -> Provenance:
         "dirty": False,
         "packages": {"torch": "2.14.0"},
         "hardware": {"cpu": "two cores"},
+        "recipe_sha256": "00ff" * 16,
     }
     return Provenance(**{**defaults, **fields})
 

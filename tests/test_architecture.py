@@ -24,7 +24,7 @@ SHARED = ("tasks.data", "tasks.engine")
 LAYERS = (
     ("errors",),
     ("records", "registry"),
-    ("recipes", "job"),
+    ("recipes", "job", "provenance"),
     ("plan",),
     ("workspace", "aggregate"),
     ("runner", "report", "progress", "request"),

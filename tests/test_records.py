@@ -74,6 +74,7 @@ def make_record(**fields: object) -> Record:
         dirty=None,
         packages={},
         hardware={},
+        recipe_sha256="00",
     )
     outcome = Outcome(metrics={"box_ap": Metric(value=1 / 3, unit="AP")})
     parts = {"id": RUN.id, "run": RUN, "status": "ok", "outcome": outcome}
