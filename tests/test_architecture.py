@@ -19,7 +19,7 @@ ENGINES = {
     "detectron2": ("tasks.detection", "backbones.detectron2", "configs.detection"),
     "mmseg": ("tasks.segmentation", "backbones.mmseg", "configs.segmentation"),
 }
-SHARED = ("tasks.data", "tasks.engine")
+SHARED = ("tasks.data", "tasks.distributed", "tasks.engine")
 # The harness from the bottom up: a module imports only what stands in a lower line.
 LAYERS = (
     ("errors",),

@@ -1,0 +1,33 @@
+"""The engine of pretraining, classification and segmentation: mmengine's loop, made exact.
+
+`fit` trains as a recipe's `solver` section says, `train` is the loop below it.
+"""
+
+from mae_bench.job import STATE_FILE
+from tasks.engine.order import PositionSampler, PositionSeeded, seed_all
+from tasks.engine.output import header, pretraining_facts
+from tasks.engine.schedules import LearningRate, cosine_lr, polynomial_lr, scaled_lr
+from tasks.engine.solver import fit, stack, top1
+from tasks.engine.state import load_state, save_state
+from tasks.engine.training import Reporter, Trained, train
+
+__all__ = [
+    "STATE_FILE",
+    "LearningRate",
+    "PositionSampler",
+    "PositionSeeded",
+    "Reporter",
+    "Trained",
+    "cosine_lr",
+    "fit",
+    "header",
+    "load_state",
+    "polynomial_lr",
+    "pretraining_facts",
+    "save_state",
+    "scaled_lr",
+    "seed_all",
+    "stack",
+    "top1",
+    "train",
+]

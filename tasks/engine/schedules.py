@@ -1,0 +1,45 @@
+"""Learning rates: functions of the step, and the hook that sets them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+def cosine_lr(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
+    """Linear warm-up from exactly 0, then half a cosine down to `floor`, per iteration.
+
+    Source: facebookresearch/mae util/lr_sched.py.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def polynomial_lr(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
+    """Linear warm-up, then linear to `floor` (mmseg's "poly" of power 1)."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return floor + (peak - floor) * (1.0 - (step - warmup) / max(1, total - warmup))
+
+
+def scaled_lr(base_lr: float, batch_size: int) -> float:
+    """Actual lr = base lr x effective batch / 256 (arXiv:2111.06377 A.1)."""
+    return base_lr * batch_size / 256
+
+
+class LearningRate(Hook):
+    """Sets each group's lr before every step: schedule(step) x the group's lr_scale."""
+
+    def __init__(self, schedule: Callable[[int], float]):
+        self.schedule = schedule
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        lr = self.schedule(runner.iter)
+        for group in runner.optim_wrapper.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
