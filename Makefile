@@ -11,6 +11,8 @@ export UV_SYSTEM_CERTS ?= 1
 SYNCED := .venv/.synced
 RUN := .venv/bin/
 SOURCES := $(wildcard third_party/*/*.py third_party/*/*.toml)
+# uv sees no new version in a package that a changed hook would build differently.
+REBUILD = $(if $(and $(wildcard .venv),$(filter third_party/%,$?)),--reinstall-package pb1-detectron2)
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,7 +20,7 @@ help:  ## what can be made
 setup: $(SYNCED)  ## install everything into .venv (uv too, if it is missing)
 
 $(SYNCED): pyproject.toml $(SOURCES) .ci/find_uv
-	uv="$$(.ci/find_uv)"; "$$uv" sync
+	uv="$$(.ci/find_uv)"; "$$uv" sync $(REBUILD)
 	touch $@
 
 reproduce: setup  ## Tables 4-7 at mini scale; more options: make reproduce ARGS='--seeds 0,1,2'
