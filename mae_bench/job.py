@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ SECONDS_BETWEEN_REPORTS = 0.5
 STATE_FILE = "state.pth"
 
 
+class Stopped(Exception):
+    """The task was asked to stop and did, with its state saved: neither done nor failed."""
+
+
 @dataclass
 class Job:
     """One run in its folder.
@@ -31,12 +36,17 @@ class Job:
         folder: the run's own folder; everything the task writes goes here.
         data_root: folder that holds the datasets (see `tasks.data`).
         upstream: role ("backbone", "tokenizer") -> checkpoint file to start from.
+        accumulation: micro-batches per step, times the recipe's own `solver.accumulation`. More
+            than 1 when the step did not fit in the GPU's memory; the effective batch is the same.
+        should_stop: whether the task is asked to save its state and to raise `Stopped`.
     """
 
     run: Run
     folder: Path
     data_root: Path
     upstream: Mapping[str, Path] = field(default_factory=dict)
+    accumulation: int = 1
+    should_stop: Callable[[], bool] = lambda: False
     _last_report: float = 0.0
     _last_mark: float = field(default_factory=time.monotonic)
     _phases: dict[str, float] | None = None
@@ -53,7 +63,12 @@ class Job:
             phase: "train", "evaluate", "prepare", ...
             step: steps done, from 0; `total`: steps of this phase.
             scalars: what to show and plot (loss, lr, ...).
+
+        Raises:
+            Stopped: asked to, outside of "train", where the task saves its state first.
         """
+        if phase != "train" and self.should_stop():
+            raise Stopped
         now = time.monotonic()
         phases = self._account(phase, now)
         if step < total and now - self._last_report < SECONDS_BETWEEN_REPORTS:
@@ -93,14 +108,32 @@ def _phases(path: Path) -> dict[str, float]:
 def write_atomically(path: Path, content: str | bytes, durable: bool = False) -> None:
     """Write a file so that readers see the old one or the whole new one, never a part.
 
+    On a full disk the old one stays, and nothing is left beside it.
+
     Args:
-        durable: also flush to disk before the rename (records, checkpoints; not progress).
+        durable: also after a power failure (records, checkpoints; not progress).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Unique on all machines that share the folder.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a rename is not until its folder is flushed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,7 +22,7 @@ ENGINES = {
 SHARED = ("tasks.data", "tasks.distributed", "tasks.engine")
 # The harness from the bottom up: a module imports only what stands in a lower line.
 LAYERS = (
-    ("errors",),
+    ("errors", "claims"),
     ("records", "registry"),
     ("recipes", "job", "provenance"),
     ("plan",),
