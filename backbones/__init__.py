@@ -1,6 +1,6 @@
 """Encoders by name. Importing this module loads neither torch nor detectron2 nor mmseg.
 
-Names are timm's; the `mini` one is ours, for the embedded miniature.
+Names are timm's where timm has the encoder; the `mini` ones are ours, for the embedded miniature.
 """
 
 from __future__ import annotations
@@ -8,46 +8,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_bench.registry import Registry
+from backbones.architectures import ARCHITECTURES
+from mae_bench.errors import unknown
 
 if TYPE_CHECKING:
-    from backbones.vit import VisionTransformer
+    from torch import nn
 
-# A new backbone is a function that returns the module and one line here.
-BACKBONES = Registry(
-    "backbone",
-    {
-        "vit_mini_patch8": "backbones.vit:vit_mini_patch8",
-        "vit_tiny_patch16": "backbones.vit:vit_tiny_patch16",
-        "vit_small_patch16": "backbones.vit:vit_small_patch16",
-        "vit_base_patch16": "backbones.vit:vit_base_patch16",
-        "vit_large_patch16": "backbones.vit:vit_large_patch16",
-        "vit_huge_patch14": "backbones.vit:vit_huge_patch14",
-    },
-)
+TIMM = "timm:"
 
 
 def list_backbones() -> list[str]:
-    """Return the names that `create_backbone` knows."""
-    return list(BACKBONES)
+    """Return the names that `create_backbone` knows, beside `timm:NAME` for any model of timm."""
+    return list(ARCHITECTURES)
 
 
 def create_backbone(
-    name: str, checkpoint: str | Path | None = None, **options: Any
-) -> VisionTransformer:
+    name: str, checkpoint: str | Path | None = None, format: str | None = None, **options: Any
+) -> nn.Module:
     """Build an encoder, with random weights or those of a checkpoint.
 
     Args:
-        name: one of `list_backbones()`.
-        checkpoint: file that MAE-bench wrote (`backbones.checkpoints`); every key must fit.
-        options: passed on to `VisionTransformer` (img_size, drop_path_rate, ...).
+        name: one of `list_backbones()`, or `timm:` and the name of a model of timm.
+        checkpoint: file whose every key must fit or be explained (`backbones.checkpoints`).
+        format: of the checkpoint; detected when not given.
+        options: passed on to `backbones.vit.VisionTransformer` (img_size, drop_path_rate,
+            window_size, ...), or to timm.
 
     Raises:
-        UserError: unknown name, or a checkpoint that does not fit.
+        UserError: unknown name, options that exclude each other, or a checkpoint that does not fit.
     """
-    model = BACKBONES[name](**options)
+    if name.startswith(TIMM):
+        from backbones.timm_models import create_timm_backbone
+
+        model = create_timm_backbone(name.removeprefix(TIMM), **options)
+    elif name in ARCHITECTURES:
+        from backbones.vit import VisionTransformer
+
+        model = VisionTransformer(**{**ARCHITECTURES[name].arguments(), **options})
+    else:
+        raise unknown("backbone", name, ARCHITECTURES)
     if checkpoint is not None:
         from backbones.checkpoints import load_backbone
 
-        load_backbone(model, Path(checkpoint))
+        arguments = () if format is None else (format,)
+        load_backbone(model, Path(checkpoint), *arguments)
     return model

@@ -31,8 +31,9 @@ def mini():
 @pytest.mark.parametrize("name", list_backbones())
 def test_every_backbone_builds_with_the_stated_width(name):
     with torch.device("meta"):
-        model = create_backbone(name, img_size=224 if name.startswith("vit_huge") else 64)
-    assert model.pos_embed.shape == (1, 1 + model.grid[0] * model.grid[1], model.embed_dim)
+        model = create_backbone(name, img_size=224 if "huge" in name else 64)
+    tokens = model.num_prefix_tokens + model.grid[0] * model.grid[1]
+    assert model.pos_embed is None or model.pos_embed.shape == (1, tokens, model.embed_dim)
     assert len(model.blocks) == model.depth
 
 
