@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_bench import provenance
+from mae_bench import provenance, ranks
 from mae_bench.errors import UserError
-from mae_bench.job import STATE_FILE, Job, write_atomically
+from mae_bench.job import PREVIOUS_STATE_FILE, STATE_FILE, Job, write_atomically
 from mae_bench.plan import PlannedRun
 from mae_bench.provenance import Meter, Usage, utc
 from mae_bench.records import Outcome, Record, Run
@@ -52,8 +52,11 @@ def execute(planned: PlannedRun, site: Site) -> Record:
     """Do one run unless it is done; returns its record, also when the run failed.
 
     An interrupted run is called again in the same folder and continues from what it left there.
-    Call it in a process of its own: it takes over stdout, stderr and the random generators.
+    Call it in a process of its own: it takes over stdout, stderr and the random generators. Where
+    several processes share the run (see `ranks`), each calls it; rank 0 writes the record.
     """
+    if ranks.rank() > 0:
+        return _assist(planned, site)
     run, workspace = planned.run, site.workspace
     with workspace.claim(run.id) as spent:
         done = workspace.record(run.id)
@@ -69,13 +72,42 @@ def execute(planned: PlannedRun, site: Site) -> Record:
                 record = make_record(run, site, started, outcome, None, meter.read(), spent)
             except Exception as failure:
                 traceback.print_exc()
-                reason = _reason(failure)
+                reason = ranks.blame(folder, _reason(failure))
                 record = make_record(run, site, started, None, reason, meter.read(), spent)
         save(record, folder)
         if record.status == "ok":
             # Weights and optimizer twice the size of the checkpoint, which nobody continues from.
-            (folder / STATE_FILE).unlink(missing_ok=True)
+            for name in (STATE_FILE, PREVIOUS_STATE_FILE):
+                (folder / name).unlink(missing_ok=True)
         return record
+
+
+def _assist(planned: PlannedRun, site: Site) -> Record:
+    """Do another rank's part of a run.
+
+    Only a failure leaves a record, since it may take rank 0 along.
+    """
+    run, workspace = planned.run, site.workspace
+    folder = workspace.folder(run.id)
+
+    def done() -> Record | None:
+        record = workspace.record(run.id)
+        return record if record and record.status == "ok" else None
+
+    ranks.await_summons(folder, lambda: done() is not None)
+    if found := done():
+        return found
+    started, meter = time.time(), Meter(fresh=False)
+    with _log_to(folder / ranks.log_name()):
+        try:
+            outcome = _train(run, folder, site)
+            return make_record(run, site, started, outcome, None, meter.read())
+        except Exception as failure:
+            traceback.print_exc()
+            reason = ranks.blame(folder, _reason(failure))
+            record = make_record(run, site, started, None, reason, meter.read())
+    save(record, folder)
+    return record
 
 
 def _reason(failure: Exception) -> str:
@@ -97,9 +129,11 @@ def _train(run: Run, folder: Path, site: Site) -> Outcome:
     write_atomically(folder / "config.json", json.dumps(config, indent=1))
     upstream = _upstream(run, site.workspace)
     data.prepare(run.dataset, site.data_root)
+    ranks.summon(folder)
     task = TASKS[run.task]
     _seed(run.seed)
     outcome = task(Job(run, folder, site.data_root, upstream))
+    ranks.leave()
     assert isinstance(outcome, Outcome), f"task {run.task} returned {type(outcome).__name__}"
     return outcome
 
