@@ -171,11 +171,9 @@ def test_tokenizer_round_trip(tokenizer, tmp_path):
         load_pretrained(path)
 
 
-def test_token_target_without_tokenizer_or_with_another_stride():
+def test_token_target_without_tokenizer():
     with pytest.raises(UserError, match="needs a trained tokenizer"):
         DvaeToken(8)
-    with pytest.raises(UserError, match="one id per 4 px, the encoder's patches are 8 px"):
-        DvaeToken(8, Tokenizer(stride=4, num_codes=8, width=16))
 
 
 def test_pixel_loss_is_the_mean_over_masked_patches():

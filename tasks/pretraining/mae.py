@@ -37,8 +37,9 @@ from mae_bench.records import Metric, Outcome, Picture
 from tasks import engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
 from tasks.pretraining import TARGETS
+from tasks.pretraining.dalle import DalleEncoder
 from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
-from tasks.pretraining.tokenizer import Tokenizer, load_tokenizer
+from tasks.pretraining.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 
 FORMAT = "mae-bench-mae"
 
@@ -174,7 +175,10 @@ class MaskedAutoencoder(BaseModel):
 
 
 def build(
-    backbone: str, data: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tokenizer | None
+    backbone: str,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    tokenizer: Tokenizer | DalleEncoder | None,
 ) -> MaskedAutoencoder:
     """Build the model of a pretraining recipe.
 
@@ -213,7 +217,8 @@ def load_pretrained(path: Path) -> MaskedAutoencoder:
             "mae.safetensors of a pretraining run"
         )
     recipe = json.loads(header["recipe"])
-    tokenizer = Tokenizer(**json.loads(header["tokenizer"])) if "tokenizer" in header else None
+    sizes = json.loads(header["tokenizer"]) if "tokenizer" in header else None
+    tokenizer = build_tokenizer(sizes) if sizes else None
     mae = build(header["backbone"], recipe["data"], recipe["model"], tokenizer)
     mae.load_state_dict(weights)
     return mae.eval()
@@ -227,7 +232,7 @@ def run(job: Job) -> Outcome:
     mae = build(job.run.backbone, data, job.recipe["model"], tokenizer)
     train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
     # The paper decays the class and mask tokens: they are 3-D, and its list of exceptions is empty.
-    trained = engine.fit(job, mae, mae.encoder, train_set, no_decay=frozenset())
+    trained = engine.fit(job, mae, mae.encoder, train_set, decay_rule="mae-pretrain")
     about = engine.header(job)
     save_backbone(mae.encoder, job.folder / "backbone.safetensors", about)
     save_pretrained(mae, job.folder / "mae.safetensors", about)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from backbones.vit import patchify, take
 from mae_bench.errors import UserError
 from tasks.data.images import denormalise, normalise_batch
-from tasks.pretraining.tokenizer import Tokenizer
+from tasks.pretraining.dalle import DalleEncoder
+from tasks.pretraining.tokenizer import Tokenizer, ids_of_patches
 
 
 class Pixel(nn.Module):
@@ -76,26 +77,26 @@ class DvaeToken(nn.Module):
         tokenizer: trained by the `tokenizer` task; frozen here.
 
     Raises:
-        UserError: no tokenizer, or one whose grid differs from the encoder's patches.
+        UserError: no tokenizer.
     """
 
-    def __init__(self, patch_size: int, tokenizer: Tokenizer | None = None):
+    def __init__(self, patch_size: int, tokenizer: Tokenizer | DalleEncoder | None = None):
         super().__init__()
         if tokenizer is None:
             raise UserError("target dvae-token needs a trained tokenizer upstream; none was given")
+        self.patch_size = patch_size
         self.tokenizer = tokenizer.requires_grad_(False).eval()
-        if self.tokenizer.stride != patch_size:
-            raise UserError(
-                f"the tokenizer gives one id per {self.tokenizer.stride} px, the encoder's patches "
-                f"are {patch_size} px; they must be equal"
-            )
         self.dim = self.tokenizer.num_codes
+
+    def _ids(self, images: Tensor) -> Tensor:
+        """(B, h, w) ids of all patches."""
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        return ids_of_patches(self.tokenizer, denormalise(images), grid)
 
     @torch.no_grad()
     def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
         """Ids of the masked patches, (B, M) int64; `images` as in `Pixel.forward`."""
-        ids = self.tokenizer.encode(denormalise(images)).flatten(1)
-        return ids.gather(1, masked)
+        return self._ids(images).flatten(1).gather(1, masked)
 
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Mean cross-entropy over the masked patches, as in BEiT."""
@@ -105,8 +106,15 @@ class DvaeToken(nn.Module):
     def to_pixels(
         self, prediction: Tensor, images: Tensor, patches: Tensor, masked: Tensor
     ) -> Tensor:
-        """What the tokenizer makes of the predicted ids among the visible patches' own."""
-        ids = self.tokenizer.encode(denormalise(images))
+        """What the tokenizer makes of the predicted ids among the visible patches' own.
+
+        Mean grey where it has no way back to pixels (DALL-E's encoder).
+        """
+        if not self.tokenizer.decodes:
+            return torch.zeros_like(take(patches, masked))
+        ids = self._ids(images)
         mixed = ids.flatten(1).scatter(1, masked, prediction.argmax(dim=-1)).view_as(ids)
         decoded = normalise_batch(self.tokenizer.decode_ids(mixed))
-        return take(patchify(decoded, self.tokenizer.stride), masked)
+        if decoded.shape != images.shape:
+            decoded = F.interpolate(decoded, images.shape[-2:], mode="bilinear")
+        return take(patchify(decoded, self.patch_size), masked)

@@ -5,13 +5,19 @@ Shapes: B batch, K codes, s stride (pixels per id along a side), h = H/s, w = W/
 Source: arXiv:2102.12092 Sec. 2.1 (Gumbel-softmax relaxation, temperature annealed to 1/16).
 Differs: reconstruction by mean squared error instead of the logit-Laplace likelihood, and a prior
 weight that is small from the start; both as in public re-implementations of BEiT's tokenizer.
+
+Another tokenizer than the one trained here is DALL-E's encoder (`dalle.py`). Both have `stride`,
+`num_codes`, `sizes`, `encode` and `decodes`: whether ids can be turned back into pixels.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,35 +30,62 @@ from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome, Picture
 from tasks import engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
+from tasks.pretraining.dalle import LAYOUT, DalleEncoder, load_dalle
 from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
 
 FORMAT = "mae-bench-tokenizer"
+
+
+class Residual(nn.Module):
+    """x + a 3x3 and a 1x1 convolution of it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return x + self.path(x)
 
 
 class Tokenizer(nn.Module):
     """Convolutional encoder to K logits per s x s pixels, codebook, convolutional decoder.
 
     Works on images in [0, 1].
+
+    Args:
+        depth: residual blocks at the width of the codes, in the encoder and in the decoder each.
     """
 
-    def __init__(self, *, stride: int, num_codes: int, width: int):
+    decodes = True
+
+    def __init__(self, *, stride: int, num_codes: int, width: int, depth: int = 0):
         super().__init__()
         if stride < 2 or stride & (stride - 1):
             raise UserError(f"tokenizer stride {stride} is not a power of two of at least 2")
-        self.stride, self.num_codes, self.width = stride, num_codes, width
+        if num_codes < 2:
+            raise UserError(f"a tokenizer of {num_codes} codes says nothing; it needs at least 2")
+        self.stride, self.num_codes, self.width, self.depth = stride, num_codes, width, depth
         halvings = int(math.log2(stride))
         widths = [max(16, width >> (halvings - 1 - i)) for i in range(halvings)]
         down: list[nn.Module] = []
         for before, after in zip([3, *widths], widths, strict=False):
             down += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
         self.encoder = nn.Sequential(
-            *down, nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, num_codes, 1)
+            *down,
+            *(Residual(width) for _ in range(depth)),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(),
+            nn.Conv2d(width, num_codes, 1),
         )
         self.codebook = nn.Embedding(num_codes, width)
         up: list[nn.Module] = []
         for before, after in zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True):
             up += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
-        self.decoder = nn.Sequential(*up, nn.Conv2d(widths[0], 3, 1))
+        inner = (Residual(width) for _ in range(depth))
+        self.decoder = nn.Sequential(*inner, *up, nn.Conv2d(widths[0], 3, 1))
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, K, h, w)."""
@@ -78,7 +111,12 @@ class Tokenizer(nn.Module):
     @property
     def sizes(self) -> dict[str, int]:
         """The arguments that build it again."""
-        return {"stride": self.stride, "num_codes": self.num_codes, "width": self.width}
+        return {
+            "stride": self.stride,
+            "num_codes": self.num_codes,
+            "width": self.width,
+            "depth": self.depth,
+        }
 
 
 class TokenizerTraining(BaseModel):
@@ -112,18 +150,70 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     write_tensors(tokenizer, path, {"format": FORMAT, "sizes": json.dumps(tokenizer.sizes)})
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read what `save_tokenizer` wrote.
+def build_tokenizer(sizes: Mapping[str, Any]) -> Tokenizer | DalleEncoder:
+    """Build a tokenizer, weights random, from another one's `sizes`."""
+    if sizes.get("layout") == LAYOUT:
+        return DalleEncoder(**{name: value for name, value in sizes.items() if name != "layout"})
+    return Tokenizer(**sizes)
+
+
+def load_tokenizer(path: Path) -> Tokenizer | DalleEncoder:
+    """Read what `save_tokenizer` wrote, or DALL-E's encoder.
 
     Raises:
-        UserError: not such a file.
+        UserError: neither of them.
     """
+    if path.suffix != ".safetensors":
+        return load_dalle(path)
     header, weights = read_tensors(path)
     if header.get("format") != FORMAT:
-        raise UserError(f"{path} is not a tokenizer written by MAE-bench")
-    tokenizer = Tokenizer(**json.loads(header["sizes"]))
+        return load_dalle(path)
+    tokenizer = build_tokenizer(json.loads(header["sizes"]))
     tokenizer.load_state_dict(weights)
     return tokenizer
+
+
+def ids_of_patches(
+    tokenizer: Tokenizer | DalleEncoder, images: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Ids of a grid of patches, whatever their size: the images are resized to fit the tokenizer.
+
+    BEiT's way: 224 px images of 14 x 14 patches reach a tokenizer of stride 8 as 112 px.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1]; `grid`: (h, w) patches.
+
+    Returns:
+        (B, h, w), int64.
+
+    Source: microsoft/unilm beit/run_beit_pretraining.py, datasets.py. Differs: the 224 px crop is
+    resized, not the part of the original image that it came from.
+    """
+    size = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
+    if size != tuple(images.shape[-2:]):
+        images = lanczos_resize(images, size).clamp(0, 1)
+    return tokenizer.encode(images)
+
+
+def lanczos_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Lanczos-3 resampling, as Pillow's, of float images: (B, C, H, W) -> (B, C, *size)."""
+    rows, columns = (
+        _lanczos_weights(before, after).to(images)
+        for before, after in zip(images.shape[-2:], size, strict=True)
+    )
+    return rows @ images @ columns.T
+
+
+@cache
+def _lanczos_weights(before: int, after: int) -> Tensor:
+    """(after, before) matrix that resamples one axis; wider than one pixel where it shrinks."""
+    scale = before / after
+    stretch = max(scale, 1.0)
+    centres = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
+    pixels = torch.arange(before, dtype=torch.float64) + 0.5
+    distance = (pixels[None] - centres[:, None]) / stretch
+    weights = torch.sinc(distance) * torch.sinc(distance / 3) * (distance.abs() < 3)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def run(job: Job) -> Outcome:
