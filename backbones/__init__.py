@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.architectures import ARCHITECTURES
+from backbones.architectures import ARCHITECTURES, Description
 from mae_bench.errors import unknown
 
 if TYPE_CHECKING:
@@ -53,3 +53,29 @@ def create_backbone(
         arguments = () if format is None else (format,)
         load_backbone(model, Path(checkpoint), *arguments)
     return model
+
+
+def describe(name: str) -> Description:
+    """Facts about an encoder: parameters, GFLOPs at 224 px, channels, strides, source.
+
+    Imports torch only for `timm:NAME`.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name.startswith(TIMM):
+        from backbones.timm_models import describe_timm
+
+        return describe_timm(name.removeprefix(TIMM))
+    if name not in ARCHITECTURES:
+        raise unknown("backbone", name, ARCHITECTURES)
+    architecture = ARCHITECTURES[name]
+    return Description(
+        name=name,
+        source=architecture.source,
+        parameters=architecture.parameters(),
+        gflops=architecture.gflops(),
+        img_size=224,
+        channels=(architecture.embed_dim,),
+        strides=(architecture.patch_size,),
+    )

@@ -13,6 +13,28 @@ MOCO = "arXiv:2104.02057"
 
 
 @dataclass(frozen=True)
+class Description:
+    """Facts about an encoder, for lists.
+
+    Attributes:
+        parameters: without a head.
+        gflops: billions of multiply-adds for one image of `img_size` pixels a side, a
+            normalisation counted as five per value: the convention of fvcore and of published
+            tables.
+        channels, strides: of its feature maps, finest first; one of each for a plain encoder, whose
+            stride is the patch size.
+    """
+
+    name: str
+    source: str
+    parameters: int
+    gflops: float
+    img_size: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One encoder: `backbones.vit.VisionTransformer` with these arguments.
 
@@ -33,6 +55,28 @@ class Architecture:
         """Arguments of `VisionTransformer`."""
         sizes = ("embed_dim", "depth", "num_heads", "patch_size", "img_size")
         return {**{name: getattr(self, name) for name in sizes}, **self.options}
+
+    def parameters(self) -> int:
+        """Number of parameters, without a head."""
+        d, side = self.embed_dim, self.img_size // self.patch_size
+        prefix = 1 + self.options.get("distilled", False)
+        tokens = prefix + side**2
+        positions = tokens * d if self.options.get("positions", "sincos") else 0
+        block = 12 * d**2 + 10 * d  # four matrices and MLP; norms, biases but for qkv's
+        block += (2 if self.options.get("qkv_bias") == "qv" else 3) * d
+        block += 2 * d if self.options.get("layer_scale") else 0
+        if self.options.get("relative_positions"):
+            block += ((2 * side - 1) ** 2 + 3) * self.num_heads
+        patches = 3 * self.patch_size**2 * d + d
+        return prefix * d + positions + patches + self.depth * block + 2 * d
+
+    def gflops(self, img_size: int = 224) -> float:
+        """Billions of multiply-adds for one image; see `Description`."""
+        d, patches = self.embed_dim, (img_size // self.patch_size) ** 2
+        tokens = 1 + self.options.get("distilled", False) + patches
+        block = tokens * (12 * d**2 + 2 * tokens * d)
+        norms = (2 * self.depth + 1) * 5 * tokens * d
+        return (patches * 3 * self.patch_size**2 * d + self.depth * block + norms) / 1e9
 
 
 _MOCO = dict(positions="sincos-moco")

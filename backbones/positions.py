@@ -83,7 +83,8 @@ def resize_relative_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
     """
     if old == new:
         return table
-    offsets = table[: num_offsets(old)].float().unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1))
+    # In fp64, which autocast leaves alone.
+    offsets = table[: num_offsets(old)].double().unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1))
     rows, columns = (
         torch.from_numpy(_geometric_spline(2 * a - 1, 2 * b - 1)).to(offsets)
         for a, b in zip(old, new, strict=True)
@@ -97,7 +98,7 @@ def _geometric_spline(old: int, new: int) -> np.ndarray:
     """(new, old) matrix that resamples one axis of offsets."""
     half = old // 2
     if half == 0:
-        return np.ones((new, 1), np.float32)
+        return np.ones((new, 1))
     # The published search for the ratio of the series, with its bounds.
     low, high = 1.01, 1.5
     while high - low > 1e-6:
@@ -108,7 +109,7 @@ def _geometric_spline(old: int, new: int) -> np.ndarray:
     knots = np.concatenate([-distances[::-1], [0.0], distances])
     wanted = np.arange(-(new // 2), new // 2 + 1)
     spline = make_interp_spline(knots, np.eye(old), k=min(3, old - 1))
-    return spline(wanted.clip(knots[0], knots[-1])).astype(np.float32)
+    return spline(wanted.clip(knots[0], knots[-1]))
 
 
 def relative_bias(table: Tensor, stored: Grid, grid: Grid) -> Tensor:
@@ -121,10 +122,11 @@ def relative_bias(table: Tensor, stored: Grid, grid: Grid) -> Tensor:
     Source: microsoft/unilm beit/modeling_finetune.py. Unfolded instead of gathered: no index of
     N x N integers, and a backward pass without scattered additions.
     """
-    device = table.device.type
-    if torch.is_autocast_enabled(device):  # half the memory; attention would cast it anyway
-        table = table.to(torch.get_autocast_dtype(device))
     table = resize_relative_table(table, stored, grid)
+    device = table.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # Attention would cast the N x N values anyway; now it is half the memory.
+        table = table.to(torch.get_autocast_dtype(device))
     h, w = grid
     offsets = table[: num_offsets(grid)].T.unflatten(1, (2 * h - 1, 2 * w - 1))
     # offsets[y - y' + h - 1]: the unfolded axes count up where the key's y' counts down.

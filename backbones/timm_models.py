@@ -1,0 +1,203 @@
+"""Any model of timm as a backbone: plain ones give maps of one stride, hierarchical ones a pyramid.
+
+Shapes: B batch, C channels, H W pixels, N tokens, D width, h w cells of a feature map.
+
+Source: timm's `forward_intermediates` (features), `group_matcher` (layers for lr decay).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from backbones.architectures import Description
+from mae_bench.errors import UserError
+
+# What the models that are tied to one image size call the switch that unties them.
+ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}
+COARSEST_FIRST_STRIDE = 4
+
+
+class TimmBackbone(nn.Module):
+    """What plain and hierarchical models have in common. Parameter names are timm's own.
+
+    Attributes:
+        name: timm's name of it.
+        out_channels, strides: of every feature map, finest first.
+        num_layers: largest layer id inside; `num_layers` + 1 is everything around the model.
+    """
+
+    def __init__(self, name: str, model: nn.Module):
+        super().__init__()
+        # One set of parameters, buffers and submodules under timm's names, seen through two
+        # modules: a submodule called `model` would prefix every key of a checkpoint.
+        self._parameters, self._buffers = model._parameters, model._buffers
+        self._modules = model._modules
+        self.__dict__.update(model=model)
+        self.name = name
+        self.out_channels, self.strides, self._indices = _levels(model)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As usual, the model itself included."""
+        self.model.training = mode
+        return super().train(mode)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> timm's final features: (B, N, D), or (B, D, h, w) of most convnets."""
+        return self.model.forward_features(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Same as `forward_features`."""
+        return self.forward_features(images)
+
+    def _maps(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        return self.model.forward_intermediates(
+            images, indices=list(indices), norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        if hasattr(self.model, "group_matcher"):
+            return group_parameters(self.model, self.model.group_matcher(), reverse=True)
+        return auto_group_layers(self.model)
+
+    @property
+    def num_layers(self) -> int:
+        return max(self._layers.values())
+
+    def layer_id(self, name: str) -> int:
+        """Depth of one of the parameters for layer-wise lr decay, as timm groups them.
+
+        0 for the stem; a final norm counts to the last block (MAE's own code counts it outside).
+        """
+        return self._layers[name]
+
+    def freeze_unused(self, taps: Sequence[int] | None = None) -> None:
+        """Freeze what no feature map goes through: distributed training wants all other gradients.
+
+        Args:
+            taps: feature maps that are used (0-based); None for those of the pyramid.
+        """
+        pruned = _build(self.name, "meta")
+        pruned.prune_intermediate_layers(list(self._indices if taps is None else taps))
+        used = dict(pruned.named_parameters())
+        for name, parameter in self.named_parameters():
+            if name not in used:
+                parameter.requires_grad_(False)
+
+
+class TimmPlain(TimmBackbone):
+    """Model whose feature maps all have one stride and width: ViT, DeiT, BEiT, EVA, ...
+
+    Attributes:
+        embed_dim, patch_size, depth: as of our own encoders.
+        num_prefix_tokens: class, distillation and register tokens in front of the patches.
+    """
+
+    def __init__(self, name: str, model: nn.Module):
+        super().__init__(name, model)
+        self.embed_dim, self.patch_size = self.out_channels[0], self.strides[0]
+        self.depth = len(model.feature_info)
+        self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
+
+    def forward_maps(self, images: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """Feature maps after the blocks in `taps` (0-based), each (B, D, h, w), without a norm."""
+        return self._maps(images, taps)
+
+
+class TimmPyramid(TimmBackbone):
+    """Hierarchical model: Swin, ConvNeXt, ResNet, ...; one map per stride from 4 on."""
+
+    def forward_pyramid(self, images: Tensor) -> list[Tensor]:
+        """Images, multiples of the largest stride -> maps (B, channels, H/stride, W/stride)."""
+        return self._maps(images, self._indices)
+
+
+def create_timm_backbone(name: str, **options: Any) -> TimmPlain | TimmPyramid:
+    """Build a model of timm with random weights, for images of any size where it can be.
+
+    Args:
+        name: timm's, with or without the tag of its weights (which are not fetched).
+        options: passed on to timm (img_size, drop_path_rate, ...).
+
+    Raises:
+        UserError: a name that timm does not know, options that the model does not take, or a
+            model without feature maps.
+    """
+    model = _build(name, None, **options)
+    if not hasattr(model, "feature_info") or not hasattr(model, "forward_intermediates"):
+        raise UserError(f"timm:{name} gives no feature maps, so it cannot be a backbone here")
+    plain = len({(level["num_chs"], level["reduction"]) for level in _info(model)}) == 1
+    return (TimmPlain if plain else TimmPyramid)(name, model)
+
+
+def describe_timm(name: str, img_size: int = 224) -> Description:
+    """Facts about a model of timm, counted on the meta device.
+
+    GFLOPs are multiply-adds of convolutions, matrix products and attention; at the model's own
+    image size where it cannot work at `img_size`.
+    """
+    model = _build(name, "meta")
+    if "img_size" in _arguments(model):
+        model = _build(name, "meta", img_size=img_size)
+    elif model.default_cfg.get("fixed_input_size"):
+        img_size = model.default_cfg["input_size"][-1]
+    channels, strides, _ = _levels(model)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.eval()(torch.empty(1, 3, img_size, img_size, device="meta"))
+    return Description(
+        name=f"timm:{name}",
+        source="timm",
+        parameters=sum(p.numel() for p in model.parameters()),
+        gflops=counter.get_total_flops() / 2e9,
+        img_size=img_size,
+        channels=channels,
+        strides=strides,
+    )
+
+
+def _build(name: str, device: str | None, **options: Any) -> nn.Module:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(f'timm:{other}' for other in near)}?" if near else ""
+        raise UserError(
+            f"unknown timm model {name!r}.{hint} timm.list_models() lists what timm "
+            f"{timm.__version__} has"
+        )
+    with torch.device("meta"):
+        arguments = _arguments(timm.create_model(name, pretrained=False))
+    untied = {key: value for key, value in ANY_SIZE.items() if key in arguments}
+    options = {**untied, **options}
+    try:
+        with torch.device(device or torch.get_default_device()):
+            return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except TypeError as error:
+        raise UserError(f"timm:{name} does not take the options {options}: {error}") from None
+
+
+def _arguments(model: nn.Module) -> set[str]:
+    return set(inspect.signature(type(model).__init__).parameters)
+
+
+def _info(model: nn.Module) -> list[dict[str, Any]]:
+    info = model.feature_info
+    return info.get_dicts() if hasattr(info, "get_dicts") else info
+
+
+def _levels(model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Channels, strides and indices of the maps that dense tasks use: the last of each stride."""
+    levels = {level["reduction"]: (i, level["num_chs"]) for i, level in enumerate(_info(model))}
+    strides = tuple(stride for stride in levels if stride >= COARSEST_FIRST_STRIDE)
+    indices, channels = zip(*(levels[stride] for stride in strides), strict=True)
+    return channels, strides, indices
