@@ -45,6 +45,8 @@ class TimmBackbone(nn.Module):
         self._modules = model._modules
         self.__dict__.update(model=model)
         self.name = name
+        fixed = model.default_cfg.get("fixed_input_size")
+        self._fixed_size = model.default_cfg["input_size"][-1] if fixed else None
         self.out_channels, self.strides, self._indices = _levels(model)
 
     def train(self, mode: bool = True) -> TimmBackbone:
@@ -61,9 +63,23 @@ class TimmBackbone(nn.Module):
         return self.forward_features(images)
 
     def _maps(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        return self.model.forward_intermediates(
-            images, indices=list(indices), norm=False, output_fmt="NCHW", intermediates_only=True
-        )
+        """Maps at these places of timm's `feature_info`.
+
+        Raises:
+            UserError: an image size that the model cannot work at.
+        """
+        try:
+            return self.model.forward_intermediates(
+                images, indices=list(indices), stop_early=True, intermediates_only=True
+            )
+        except (AssertionError, RuntimeError) as error:
+            if not self._fixed_size or isinstance(error, torch.OutOfMemoryError):
+                raise
+            height, width = images.shape[-2:]
+            raise UserError(
+                f"timm:{self.name} does not work on images of {height}x{width} px ({error}); give "
+                f"it what it was made for ({self._fixed_size} px unless img_size says otherwise)"
+            ) from error
 
     @cached_property
     def _layers(self) -> dict[str, int]:
@@ -89,7 +105,8 @@ class TimmBackbone(nn.Module):
             taps: feature maps that are used (0-based); None for those of the pyramid.
         """
         pruned = _build(self.name, "meta")
-        pruned.prune_intermediate_layers(list(self._indices if taps is None else taps))
+        indices = list(self._indices if taps is None else taps)
+        pruned.prune_intermediate_layers(indices, prune_norm=True)
         used = dict(pruned.named_parameters())
         for name, parameter in self.named_parameters():
             if name not in used:
@@ -187,7 +204,14 @@ def _build(name: str, device: str | None, **options: Any) -> nn.Module:
 
 
 def _arguments(model: nn.Module) -> set[str]:
-    return set(inspect.signature(type(model).__init__).parameters)
+    """Names of the constructor's arguments, those that it hands up to its base class included."""
+    names: set[str] = set()
+    for kind in type(model).__mro__:
+        parameters = inspect.signature(kind.__init__).parameters
+        names |= parameters.keys()
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names
 
 
 def _info(model: nn.Module) -> list[dict[str, Any]]:

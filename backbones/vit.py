@@ -298,6 +298,11 @@ class VisionTransformer(nn.Module):
         """Same as `forward_features`."""
         return self.forward_features(images)
 
+    def freeze_unused(self, taps: Sequence[int]) -> None:
+        """Freeze what no map goes through: distributed training wants all other gradients."""
+        self.norm.requires_grad_(False)
+        self.blocks[max(taps) + 1 :].requires_grad_(False)
+
     def layer_id(self, name: str) -> int:
         """Depth of one of this module's parameters for layer-wise lr decay.
 
