@@ -46,17 +46,19 @@ class Holder:
     Attributes:
         place: what processes share that see each other; see `_place`.
         started: start of the process since boot (ticks), since pids are used again.
+        since: Unix time by its own clock; to be shown, never to be compared.
     """
 
     place: str = ""
     host: str = "unknown"
     pid: int = 0
     started: int | None = None
+    since: float = 0.0
 
     @classmethod
     def here(cls) -> Holder:
         """Return this process."""
-        return cls(_place(), platform.node(), os.getpid(), _started(os.getpid()))
+        return cls(_place(), platform.node(), os.getpid(), _started(os.getpid()), time.time())
 
     def is_alive(self) -> bool | None:
         """Whether the process is there; None if that cannot be seen from here."""

@@ -21,6 +21,7 @@ from mae_bench.records import Run
 SECONDS_BETWEEN_REPORTS = 0.5
 # What a task saves to continue from; the runner removes it once the record is there.
 STATE_FILE = "state.pth"
+PREVIOUS_STATE_FILE = "state.previous.pth"
 
 
 class Stopped(Exception):

@@ -1,14 +1,8 @@
-"""The work folder: `schema.json`, and one folder a run with its claim, progress and record.
-
-A claim is a lock on `runs/<id>/.claim` that the kernel drops when its holder dies, so a dead
-worker's run is free at once and nobody has to guess from a time stamp.
-"""
+"""The work folder: `schema.json`, and one folder a run with its claim, progress and record."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -18,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_bench import claims
 from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
 from mae_bench.plan import Plan
-from mae_bench.records import READABLE, SCHEMA_VERSION, Record, Run, is_readable
+from mae_bench.records import READABLE, SCHEMA_VERSION, Record, Run, is_readable, read_records
 
 MIN_FREE_BYTES = 1_000_000_000
 
@@ -72,44 +67,54 @@ class Workspace:
         write_atomically(self.root / "schema.json", json.dumps({"schema": SCHEMA_VERSION}))
 
     @contextmanager
-    def claim(self, run_id: str) -> Iterator[float]:
-        """Hold a run's folder, waiting while another worker holds it.
+    def claim(self, run_id: str, wait: bool = True) -> Iterator[float]:
+        """Hold a run's folder; see `claims.hold`.
 
         Yields:
             seconds that earlier, interrupted attempts had worked on it.
+
+        Raises:
+            claims.Claimed: another worker holds it, and `wait` is off.
         """
         folder = self.folder(run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".claim").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            spent = _spent(file, folder / "progress.json")
-            claim = {"pid": os.getpid(), "since": time.time(), "spent": spent}
-            file.truncate(0)
-            file.write(json.dumps(claim))
-            file.flush()
-            yield spent
+        with claims.hold(folder, wait):
+            # Of an attempt that was killed while it wrote.
+            for litter in folder.glob(".*.tmp"):
+                litter.unlink(missing_ok=True)
+            yield self._spent(run_id)
+
+    def _spent(self, run_id: str) -> float:
+        try:
+            return float(sum(self.progress(run_id).get("phases", {}).values()))
+        except (AttributeError, TypeError):
+            return 0.0
 
     def is_claimed(self, run_id: str) -> bool:
-        """Whether a live worker holds the run's folder."""
-        try:
-            with (self.folder(run_id) / ".claim").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether a worker holds the run's folder; one that cannot be asked counts as alive."""
+        return claims.Watch().is_held(self.folder(run_id))
 
     def forget(self, run_ids: Iterable[str]) -> None:
-        """Remove runs' folders.
+        """Remove runs' folders: all of them, or none if one is in use.
 
         Raises:
             UserError: one of them is being worked on.
         """
-        for run_id in run_ids:
+        ids = list(run_ids)
+        for run_id in ids:
             if self.is_claimed(run_id):
-                raise UserError(f"run {run_id} is being worked on; stop that before --force")
-            shutil.rmtree(self.folder(run_id), ignore_errors=True)
+                raise self._in_use(run_id)
+        for run_id in ids:
+            try:
+                claims.remove(self.folder(run_id))
+            except claims.Claimed:
+                raise self._in_use(run_id) from None
+
+    def _in_use(self, run_id: str) -> UserError:
+        claim = claims.current(self.folder(run_id))
+        by = f" by process {claim.holder.pid} on {claim.holder.host}" if claim else ""
+        return UserError(
+            f"run {run_id} is being worked on{by}; stop that first, or wait until it has ended"
+        )
 
     def record(self, run_id: str) -> Record | None:
         """Return a run's record, None if it left none.
@@ -123,7 +128,9 @@ class Workspace:
     def records(self, run_ids: Iterable[str] | None = None) -> dict[str, Record]:
         """Return the records of these runs (of all runs) that left one."""
         ids = self.run_ids() if run_ids is None else run_ids
-        return {run_id: record for run_id in ids if (record := self.record(run_id))}
+        paths = [self.folder(run_id) / "record.json" for run_id in ids]
+        found = read_records(path for path in paths if path.is_file())
+        return {path.parent.name: record for path, record in found.items()}
 
     def run_ids(self) -> list[str]:
         """Ids of all runs that have a folder."""
@@ -143,11 +150,9 @@ class Workspace:
         return found if isinstance(found, dict) else {}
 
     def since(self, run_id: str) -> float:
-        """Unix time at which the present worker took the run."""
-        try:
-            return float(json.loads((self.folder(run_id) / ".claim").read_text())["since"])
-        except (OSError, ValueError, KeyError):
-            return time.time()
+        """Unix time at which the present worker took the run, by its own clock."""
+        claim = claims.current(self.folder(run_id))
+        return claim.holder.since if claim else time.time()
 
     def states(self, plan: Plan, records: dict[str, Record] | None = None) -> dict[str, str]:
         """Return run id -> "ok", "running", "failed: ...", "blocked" or "missing".
@@ -199,14 +204,3 @@ def require_space(folder: Path, option: str) -> None:
             f"{folder} has {free / 1e9:.2f} GB of disk left, {MIN_FREE_BYTES / 1e9:.0f} GB is "
             f"needed. Make room, or give another folder with {option}"
         )
-
-
-def _spent(claim: Any, progress: Path) -> float:
-    """Seconds of earlier attempts: each lasted from its claim to its last sign of life."""
-    claim.seek(0)
-    try:
-        before = json.loads(claim.read())
-        worked = progress.stat().st_mtime - before["since"]
-        return float(before["spent"] + max(worked, 0.0))
-    except (OSError, ValueError, KeyError):
-        return 0.0
