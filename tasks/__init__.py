@@ -11,7 +11,7 @@ TASKS = Registry(
     "task",
     {
         "tokenizer": "tasks.pretraining.tokenizer:run",
-        "pretraining": "tasks.pretraining.mae:run",
+        "pretraining": "tasks.pretraining.training:run",
         "supervised": "tasks.pretraining.supervised:run",
         "classification": "tasks.classification:run",
         "detection": "tasks.detection:run",

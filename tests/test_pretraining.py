@@ -11,7 +11,9 @@ from backbones.vit import patchify
 from mae_bench.errors import UserError
 from tasks.data.images import denormalise, normalise_batch
 from tasks.pretraining import INITS, TARGETS
-from tasks.pretraining.mae import build, load_pretrained, random_masking, save_pretrained
+from tasks.pretraining.checkpoints import load_pretrained, save_pretrained
+from tasks.pretraining.mae import build
+from tasks.pretraining.masking import random_masking
 from tasks.pretraining.targets import DvaeToken, NormPixel, Pixel
 from tasks.pretraining.tokenizer import (
     Tokenizer,
@@ -86,7 +88,7 @@ def test_loss_equals_the_published_definition(target, ratio):
     ("ratio", "kept"), [(0.1, 176), (0.5, 98), (0.75, 49), (0.8, 39), (0.9, 19)]
 )
 def test_number_of_visible_patches_of_the_paper(ratio, kept):
-    visible, masked = random_masking(torch.rand(2, 196), ratio)
+    visible, masked = random_masking(torch.rand(2, 196), ratio, (14, 14))
     assert visible.shape[1] == kept
     both = torch.cat([visible, masked], 1).sort(1).values
     assert torch.equal(both, torch.arange(196).expand(2, -1))
@@ -94,14 +96,14 @@ def test_number_of_visible_patches_of_the_paper(ratio, kept):
 
 def test_small_noise_is_kept():
     noise = torch.tensor([[0.9, 0.1, 0.5, 0.2]])
-    visible, masked = random_masking(noise, 0.5)
+    visible, masked = random_masking(noise, 0.5, (2, 2))
     assert visible.tolist() == [[1, 3]] and masked.tolist() == [[2, 0]]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.999, -0.5])
 def test_mask_ratio_that_keeps_all_or_nothing_is_refused(ratio):
     with pytest.raises(UserError, match="must keep at least one and remove at least one"):
-        random_masking(torch.rand(1, 64), ratio)
+        random_masking(torch.rand(1, 64), ratio, (8, 8))
 
 
 def test_masked_patches_do_not_reach_the_encoder():
@@ -230,7 +232,7 @@ def test_combined_picture_keeps_the_visible_patches():
     mae = make().eval()
     images, noise = torch.randn(1, 3, 64, 64), torch.rand(1, 64)
     shown = mae.reconstruct(images, noise)
-    visible, _ = random_masking(noise, 0.75)
+    visible, _ = random_masking(noise, 0.75, (8, 8))
     original, combined = patchify(shown["original"], 8), patchify(shown["combined"], 8)
     kept = visible[0].tolist()
     torch.testing.assert_close(combined[0, kept], original[0, kept], atol=1e-6, rtol=0)

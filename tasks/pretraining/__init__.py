@@ -17,6 +17,7 @@ TARGETS = Registry(
     {
         "pixel": "tasks.pretraining.targets:Pixel",
         "norm-pixel": "tasks.pretraining.targets:NormPixel",
+        "pca": "tasks.pretraining.targets:Pca",
         "dvae-token": "tasks.pretraining.targets:DvaeToken",
     },
 )

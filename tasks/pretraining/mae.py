@@ -1,18 +1,15 @@
-"""Masked autoencoder: masking, asymmetric encoder and decoder, and the task that trains them.
+"""Masked autoencoder: an encoder of visible patches, a decoder, a target.
 
-Shapes: B batch, L patches, K visible, M = L - K masked, D encoder width, E decoder width,
-P = p*p*3 values of a patch.
+Shapes: B batch, L patches, K visible, M = L - K masked, D encoder width, P = p*p*3 values of a
+patch.
 
 Source: arXiv:2111.06377 Sec. 3; facebookresearch/mae models_mae.py. The same function, computed
-with less: only visible patches are embedded, and only masked ones are predicted. The decoder gets
-its tokens in shuffled order, each with its own position, so nothing has to be unshuffled.
+with less: only visible patches are embedded, and only masked ones are predicted.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,88 +17,43 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from backbones import create_backbone
-from backbones.checkpoints import read_tensors, save_backbone, write_tensors
-from backbones.vit import (
-    Block,
-    LayerNorm,
-    VisionTransformer,
-    initialise,
-    patchify,
-    sincos_positions,
-    take,
-    unpatchify,
-)
-from mae_bench.errors import UserError
-from mae_bench.job import Job
-from mae_bench.records import Metric, Outcome, Picture
-from tasks import engine
-from tasks.data.images import ImageDataset, denormalise, labelled_sets
+from backbones.vit import VisionTransformer, patchify, take, unpatchify
+from mae_bench.errors import UserError, unknown
+from tasks.data.images import denormalise
 from tasks.pretraining import TARGETS
 from tasks.pretraining.dalle import DalleEncoder
-from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
-from tasks.pretraining.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from tasks.pretraining.decoder import Decoder
+from tasks.pretraining.masking import SAMPLERS
+from tasks.pretraining.tokenizer import Tokenizer
 
-FORMAT = "mae-bench-mae"
-
-
-def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
-    """Split patches into visible and masked by sorting noise: small is keep, large is remove.
-
-    Args:
-        noise: (B, L), one uniform value per patch and sample.
-        mask_ratio: share to remove; floor(L * (1 - ratio)) patches stay.
-
-    Returns:
-        Indices of the visible (B, K) and of the masked patches (B, M).
-
-    Raises:
-        UserError: a ratio that leaves no visible or no masked patch.
-    """
-    length = noise.shape[1]
-    num_visible = int(length * (1 - mask_ratio))
-    if not 0 < num_visible < length:
-        raise UserError(
-            f"mask ratio {mask_ratio} keeps {num_visible} of {length} patches; it must keep at "
-            "least one and remove at least one"
-        )
-    order = noise.argsort(dim=1)
-    return order[:, :num_visible], order[:, num_visible:]
-
-
-class Decoder(nn.Module):
-    """Light transformer that predicts the masked patches from the encoded visible ones."""
-
-    def __init__(
-        self, encoder_dim: int, grid: tuple[int, int], dim: int, depth: int, heads: int, out: int
-    ):
-        super().__init__()
-        self.embed = nn.Linear(encoder_dim, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(sincos_positions(dim, grid), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm = LayerNorm(dim)
-        self.head = nn.Linear(dim, out)
-        initialise(self)
-        nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(self, encoded: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """(B, 1 + K, D) tokens and the two index sets -> predictions (B, M, out)."""
-        batch, num_masked = masked.shape
-        positions = self.pos_embed.expand(batch, -1, -1)
-        x = self.embed(encoded)
-        x = x + torch.cat([positions[:, :1], take(positions[:, 1:], visible)], dim=1)
-        x = torch.cat([x, self.mask_token + take(positions[:, 1:], masked)], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x[:, -num_masked:]))
+# Keys of a recipe's `model` section that are options of `MaskedAutoencoder`. A file from before a
+# key was there gets the default, which is what it was trained with.
+OPTIONS = (
+    "mask_ratio",
+    "decoder_width",
+    "decoder_depth",
+    "decoder_heads",
+    "sampling",
+    "encoder_mask_tokens",
+    "loss_on_all_patches",
+)
 
 
 class MaskedAutoencoder(BaseModel):
     """Encoder, decoder and target, trained by mmengine's loop.
 
     Args:
-        encoder: its positions are frozen here, as in the paper.
+        encoder: a plain ViT; its positions are frozen here, as in the paper.
         target: one of `TARGETS`.
+        decoder_heads: None for one per 32 of the decoder's width.
+        sampling: one of `masking.SAMPLERS`.
+        encoder_mask_tokens: the encoder sees every place, removed patches as a mask token of its
+            own width (Table 1c). What else the paper changed for it is not known; here the decoder
+            is as before, but gets the encoded mask tokens instead of putting its own.
+        loss_on_all_patches: predict and score the visible patches too.
+
+    Raises:
+        UserError: options that do not fit each other, or the encoder.
     """
 
     def __init__(
@@ -112,10 +64,20 @@ class MaskedAutoencoder(BaseModel):
         mask_ratio: float = 0.75,
         decoder_width: int = 512,
         decoder_depth: int = 8,
-        decoder_heads: int = 16,
+        decoder_heads: int | None = 16,
+        sampling: str = "random",
+        encoder_mask_tokens: bool = False,
+        loss_on_all_patches: bool = False,
     ):
         super().__init__()
-        self.encoder, self.target, self.mask_ratio = encoder, target, mask_ratio
+        _check_encoder(encoder)
+        if sampling not in SAMPLERS:
+            raise unknown("mask sampling", sampling, SAMPLERS)
+        self.encoder, self.target = encoder, target
+        self.mask_ratio, self.sampling = mask_ratio, sampling
+        self.loss_on_all_patches = loss_on_all_patches
+        # Sampling once finds what does not fit before anything is trained.
+        self._split(torch.rand(1, self.num_patches, generator=torch.Generator()))
         encoder.pos_embed.requires_grad_(False)
         self.decoder = Decoder(
             encoder.embed_dim,
@@ -124,13 +86,42 @@ class MaskedAutoencoder(BaseModel):
             decoder_depth,
             decoder_heads,
             target.dim,
+            mask_token=not encoder_mask_tokens,
         )
+        self.encoder_mask_token = None
+        if encoder_mask_tokens:
+            self.encoder_mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
+            nn.init.normal_(self.encoder_mask_token, std=0.02)
 
-    def predict(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W) and noise (B, L) -> prediction (B, M, out), visible, masked."""
-        visible, masked = random_masking(noise, self.mask_ratio)
-        encoded = self.encoder.forward_features(images, visible)
-        return self.decoder(encoded, visible, masked), visible, masked
+    @property
+    def num_patches(self) -> int:
+        """L."""
+        return self.encoder.grid[0] * self.encoder.grid[1]
+
+    def _split(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return SAMPLERS[self.sampling](noise, self.mask_ratio, self.encoder.grid)
+
+    def _encode(self, images: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """(B, 1 + K, D); (B, 1 + L, D), masked ones last, if the encoder has mask tokens."""
+        if self.encoder_mask_token is None:
+            return self.encoder.forward_features(images, visible)
+        positions = self.encoder.pos_embed[:, 1:].expand(len(images), -1, -1)
+        fillers = self.encoder_mask_token + take(positions, masked)
+        x = torch.cat([self.encoder.embed(images, visible), fillers], dim=1)
+        for block in self.encoder.blocks:
+            x = block(x)
+        return self.encoder.norm(x)
+
+    def predict(
+        self, images: Tensor, noise: Tensor, everywhere: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) and noise (B, L) -> prediction (B, M, out), visible, masked.
+
+        With `everywhere` the prediction is (B, L, out): of the visible patches, then the masked.
+        """
+        visible, masked = self._split(noise)
+        encoded = self._encode(images, visible, masked)
+        return self.decoder(encoded, visible, masked, everywhere), visible, masked
 
     def forward(
         self,
@@ -141,11 +132,11 @@ class MaskedAutoencoder(BaseModel):
     ) -> dict[str, Tensor]:
         """Loss of a batch of normalised images (B, 3, H, W); noise is drawn when not given."""
         if noise is None:
-            length = self.encoder.grid[0] * self.encoder.grid[1]
-            noise = torch.rand(len(images), length, device=images.device)
-        prediction, _, masked = self.predict(images, noise)
+            noise = torch.rand(len(images), self.num_patches, device=images.device)
+        prediction, visible, masked = self.predict(images, noise, self.loss_on_all_patches)
+        scored = torch.cat([visible, masked], dim=1) if self.loss_on_all_patches else masked
         patches = patchify(images, self.encoder.patch_size)
-        truth = self.target(images, patches, masked)
+        truth = self.target(images, patches, scored)
         return {"loss": self.target.loss(prediction, truth)}
 
     @torch.no_grad()
@@ -174,6 +165,21 @@ class MaskedAutoencoder(BaseModel):
         return patches.scatter(1, index[..., None].expand_as(values), values)
 
 
+def _check_encoder(encoder: nn.Module) -> None:
+    """Refuse what cannot encode a part of the patches by itself."""
+    plain = isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None
+    if not plain or encoder.num_prefix_tokens != 1:
+        raise UserError(
+            f"MAE needs a plain ViT with a class token and absolute positions; "
+            f"{type(encoder).__name__} as given is none. See `mae-bench backbones list`"
+        )
+    if encoder.window_size or encoder.relative_positions:
+        raise UserError(
+            "MAE's encoder sees single patches: pretrain it without windows and relative "
+            "positions, which are for the transfer"
+        )
+
+
 def build(
     backbone: str,
     data: Mapping[str, Any],
@@ -186,78 +192,6 @@ def build(
         UserError: unknown backbone or target, sizes that do not fit.
     """
     encoder = create_backbone(backbone, img_size=data["image_size"])
-    target = TARGETS[model["target"]](encoder.patch_size, tokenizer)
-    return MaskedAutoencoder(
-        encoder,
-        target,
-        mask_ratio=model["mask_ratio"],
-        decoder_width=model["decoder_width"],
-        decoder_depth=model["decoder_depth"],
-        decoder_heads=model["decoder_heads"],
-    )
-
-
-def save_pretrained(mae: MaskedAutoencoder, path: Path, about: Mapping[str, str]) -> None:
-    """Write encoder, decoder and target as safetensors, for `visualize` and further training."""
-    tokenizer = getattr(mae.target, "tokenizer", None)
-    sizes = {"tokenizer": json.dumps(tokenizer.sizes)} if tokenizer else {}
-    write_tensors(mae, path, {**about, **sizes, "format": FORMAT})
-
-
-def load_pretrained(path: Path) -> MaskedAutoencoder:
-    """Read what `save_pretrained` wrote, ready to reconstruct.
-
-    Raises:
-        UserError: no such file or another format.
-    """
-    header, weights = read_tensors(path)
-    if header.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has no decoder to visualise (format {header.get('format')!r}); give the "
-            "mae.safetensors of a pretraining run"
-        )
-    recipe = json.loads(header["recipe"])
-    sizes = json.loads(header["tokenizer"]) if "tokenizer" in header else None
-    tokenizer = build_tokenizer(sizes) if sizes else None
-    mae = build(header["backbone"], recipe["data"], recipe["model"], tokenizer)
-    mae.load_state_dict(weights)
-    return mae.eval()
-
-
-def run(job: Job) -> Outcome:
-    """Pretrain an encoder; score the loss on validation images under fixed masks."""
-    data = job.recipe["data"]
-    engine.seed_all(job.run.seed, 0)
-    tokenizer = load_tokenizer(job.upstream["tokenizer"]) if "tokenizer" in job.upstream else None
-    mae = build(job.run.backbone, data, job.recipe["model"], tokenizer)
-    train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
-    # The paper decays the class and mask tokens: they are 3-D, and its list of exceptions is empty.
-    trained = engine.fit(job, mae, mae.encoder, train_set, decay_rule="mae-pretrain")
-    about = engine.header(job)
-    save_backbone(mae.encoder, job.folder / "backbone.safetensors", about)
-    save_pretrained(mae, job.folder / "mae.safetensors", about)
-    loss, pictures = _score(mae.eval(), val_set, job)
-    return Outcome(
-        metrics={"val_loss": Metric(value=loss, unit="loss", higher_is_better=False)},
-        checkpoint="backbone.safetensors",
-        pictures=pictures,
-        images_per_second=trained.images_per_second,
-        facts=engine.pretraining_facts(job, mae.encoder, train_set, trained),
-    )
-
-
-@torch.no_grad()
-def _score(
-    mae: MaskedAutoencoder, val_set: ImageDataset, job: Job
-) -> tuple[float, tuple[Picture, ...]]:
-    device = mae.encoder.pos_embed.device
-    images = torch.stack([val_set[i]["images"] for i in range(len(val_set))]).to(device)
-    length = mae.encoder.grid[0] * mae.encoder.grid[1]
-    # The same masks for every run, so that their losses and pictures can be compared.
-    noise = torch.rand(len(images), length, generator=torch.Generator().manual_seed(0)).to(device)
-    loss = mae(images, noise=noise)["loss"].item()
-    some = spread(len(images), NUM_SHOWN)
-    shown = mae.reconstruct(images[some], noise[some])
-    image_grid(list(shown.values()), list(shown), job.folder / "reconstructions.png")
-    caption = f"Validation images, {mae.mask_ratio:.0%} of the patches removed ({job.run.init})"
-    return loss, (Picture(path="reconstructions.png", caption=caption),)
+    target = TARGETS[model["target"]](encoder.patch_size, tokenizer, model)
+    chosen = {name: model[name] for name in OPTIONS if name in model}
+    return MaskedAutoencoder(encoder, target, **chosen)

@@ -1,12 +1,16 @@
 """What MAE reconstructs. One class per target; `TARGETS` in this package names them.
 
-A target says how many numbers are predicted per patch (`dim`), computes the truth for the masked
-patches only, and has its loss. Shapes: B batch, M masked patches, P = p*p*C values of a patch.
+A target says how many numbers are predicted per patch (`dim`), computes the truth for the patches
+that are scored only, has its loss, and turns predictions into pixels as far as that can be done,
+which `note` says. Shapes: B batch, M masked patches, P = p*p*C values of a patch.
 
 Source: arXiv:2111.06377 Sec. 3 and Table 1d.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +24,21 @@ from tasks.pretraining.tokenizer import Tokenizer, ids_of_patches
 
 
 class Pixel(nn.Module):
-    """The (mean/std-normalised) pixels of a patch; mean squared error."""
+    """The (mean/std-normalised) pixels of a patch; mean squared error.
 
-    def __init__(self, patch_size: int, tokenizer: Tokenizer | None = None):
+    Args:
+        options: the `model` section of the recipe, where a target finds options of its own.
+    """
+
+    # What is to be known of `to_pixels`; empty where predictions are pixels.
+    note = ""
+
+    def __init__(
+        self,
+        patch_size: int,
+        tokenizer: Tokenizer | DalleEncoder | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         self.dim = patch_size**2 * 3
 
@@ -52,6 +68,7 @@ class NormPixel(Pixel):
     """Pixels normalised by each patch's own mean and (unbiased) variance."""
 
     EPSILON = 1e-6
+    note = "each predicted patch is shown with the mean and the variance of the original's"
 
     def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
         """(B, M, P), zero mean and unit variance per patch."""
@@ -70,6 +87,78 @@ class NormPixel(Pixel):
         return prediction.float() * (variance + self.EPSILON).sqrt() + mean
 
 
+class Pca(Pixel):
+    """The coefficients of a patch along the directions of most variance; mean squared error.
+
+    The recipe's `pca_coefficients` says how many (96 in the paper). The directions are those of a
+    sample of patches, which `fit` sees; they are saved with the weights. The paper does not say how
+    its own were fitted: here over patches of training crops, mean removed, and no coefficient is
+    scaled, so that large ones weigh more, as they do in the pixels.
+
+    Source: arXiv:2111.06377 Table 1d.
+
+    Raises:
+        UserError: more coefficients than a patch has values.
+    """
+
+    COEFFICIENTS = 96
+
+    def __init__(
+        self,
+        patch_size: int,
+        tokenizer: Tokenizer | DalleEncoder | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(patch_size)
+        values, self.patch_size = self.dim, patch_size
+        self.dim = int((options or {}).get("pca_coefficients", self.COEFFICIENTS))
+        if not 0 < self.dim <= values:
+            raise UserError(
+                f"pca_coefficients {self.dim}: a patch of {patch_size} px has 1 to {values} of them"
+            )
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("basis", torch.zeros(values, self.dim))
+        self.register_buffer("explained", torch.zeros(()))
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Find the directions, and the share of the variance that they explain.
+
+        Args:
+            batches: normalised images, each (B, 3, H, W).
+        """
+        count, total, products = 0, 0.0, 0.0
+        for images in batches:
+            patches = patchify(images, self.patch_size).flatten(0, 1).double()
+            count += len(patches)
+            total = total + patches.sum(dim=0)
+            products = products + patches.T @ patches
+        mean = total / count
+        variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+        directions = directions.flip(1)[:, : self.dim]
+        # An eigenvector's sign is arbitrary: its largest entry is made positive.
+        largest = directions.abs().argmax(dim=0, keepdim=True)
+        directions = directions * directions.gather(0, largest).sign()
+        self.mean.copy_(mean)
+        self.basis.copy_(directions)
+        self.explained.copy_(variances.flip(0)[: self.dim].sum() / variances.sum())
+
+    @property
+    def note(self) -> str:
+        """What is left out."""
+        return f"shown: the {self.dim} predicted of {len(self.mean)} components of each patch"
+
+    def forward(self, images: Tensor, patches: Tensor, masked: Tensor) -> Tensor:
+        """(B, M, dim) coefficients, that of most variance first."""
+        return (take(patches, masked) - self.mean) @ self.basis
+
+    def to_pixels(
+        self, prediction: Tensor, images: Tensor, patches: Tensor, masked: Tensor
+    ) -> Tensor:
+        """The patch that has these coefficients, and none along the other directions."""
+        return prediction.float() @ self.basis.T + self.mean
+
+
 class DvaeToken(nn.Module):
     """The id that a discrete VAE gives a patch; cross-entropy over its codebook.
 
@@ -80,13 +169,28 @@ class DvaeToken(nn.Module):
         UserError: no tokenizer.
     """
 
-    def __init__(self, patch_size: int, tokenizer: Tokenizer | DalleEncoder | None = None):
+    def __init__(
+        self,
+        patch_size: int,
+        tokenizer: Tokenizer | DalleEncoder | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         if tokenizer is None:
             raise UserError("target dvae-token needs a trained tokenizer upstream; none was given")
         self.patch_size = patch_size
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.dim = self.tokenizer.num_codes
+
+    @property
+    def note(self) -> str:
+        """How ids become pixels, if they do."""
+        if self.tokenizer.decodes:
+            return "predicted ids are shown through the tokenizer's decoder"
+        return (
+            "predicted ids cannot be turned back into pixels (this tokenizer is an encoder alone): "
+            "their patches are grey"
+        )
 
     def _ids(self, images: Tensor) -> Tensor:
         """(B, h, w) ids of all patches."""

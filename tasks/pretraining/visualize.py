@@ -9,7 +9,7 @@ import torch
 
 from mae_bench.errors import UserError
 from tasks.data.images import evaluation_transform, read_image
-from tasks.pretraining.mae import load_pretrained
+from tasks.pretraining.checkpoints import load_pretrained
 from tasks.pretraining.pictures import image_grid
 
 
