@@ -48,6 +48,9 @@ class Monitor(Protocol):
     def blocked(self, run: Run) -> None:
         """A run will not start because one that it needs failed."""
 
+    def stopped(self, run: Run) -> None:
+        """A run has been stopped and left no record; the next call continues it."""
+
     def tick(self) -> None:
         """A quarter of a second has passed."""
 

@@ -97,6 +97,7 @@ class Board:
         self.total = len(plan.runs)
         self.done = set(done)
         self.failed: set[str] = set()
+        self.interrupted: set[str] = set()
         self.active: dict[str, tuple[Run, float]] = {}
         self.waiting = {run.run.id: run.run for run in plan.runs if run.run.id not in self.done}
         self.begun = time.time()
@@ -121,6 +122,11 @@ class Board:
         """See `launchers.Monitor`."""
         del self.waiting[run.id]
         self.failed.add(run.id)
+
+    def stopped(self, run: Run) -> None:
+        """See `launchers.Monitor`."""
+        del self.active[run.id]
+        self.interrupted.add(run.id)
 
     def tick(self) -> None:
         """See `launchers.Monitor`."""
@@ -164,6 +170,8 @@ class Board:
         parts.append(f"{len(self.waiting)} left")
         if self.failed:
             parts.append(f"{len(self.failed)} failed or blocked")
+        if self.interrupted:
+            parts.append(f"{len(self.interrupted)} stopped")
         elapsed = seconds_text(time.time() - self.begun)
         return f"{', '.join(parts)}; {elapsed}, about {seconds_text(self.eta())} left"
 
@@ -195,6 +203,10 @@ class PlainBoard(Board):
     def blocked(self, run: Run) -> None:
         super().blocked(run)
         self._print(f"blocked {run.label}")
+
+    def stopped(self, run: Run) -> None:
+        super().stopped(run)
+        self._print(f"stopped {run.label}; the same command continues it")
 
     def tick(self) -> None:
         if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
@@ -233,6 +245,11 @@ class LiveBoard(Board):
     def blocked(self, run: Run) -> None:
         super().blocked(run)
         self.console.print(Text(f"blocked {run.label}", style="yellow"))
+
+    def stopped(self, run: Run) -> None:
+        super().stopped(run)
+        text = f"stopped {run.label}; the same command continues it"
+        self.console.print(Text(text, style="yellow"))
 
     def tick(self) -> None:
         self._live.update(self.view(), refresh=True)
