@@ -1,8 +1,9 @@
 """Recipes: read without running them, overridden only where a key exists and the type fits.
 
-A recipe file (`configs/<task>/<name>.py`) opens with two literals: `recipe`, sections of plain
-values, and `smoke`, the overrides that make it two iterations long. What follows in the file makes
-it a native config of its engine and is not needed here, so that planning imports no torch.
+A recipe file (`configs/<task>/<name>.py`) opens with literals: `recipe`, sections of plain values;
+`variants`, if there are any, the overrides for some backbones or inits; and `smoke`, the overrides
+that make it two iterations long. What follows in the file makes it a native config of its engine
+and is not needed here, so that planning imports no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def _literals(name: str) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             target = node.targets[0].id
-            if target in {"recipe", "smoke"}:
+            if target in {"recipe", "variants", "smoke"}:
                 found[target] = ast.literal_eval(node.value)
     if "recipe" not in found:
         raise UserError(f"{path} has no literal `recipe = {{...}}`; see configs/ for examples")
@@ -79,15 +81,23 @@ def _literals(name: str) -> dict[str, Any]:
 
 
 def load_recipe(
-    name: str, overrides: Mapping[str, Any] | None = None, smoke: bool = False
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    backbone: str = "",
+    init: str = "",
 ) -> Values:
     """Return the resolved recipe.
+
+    A recipe's `variants` is a list of ({"backbone": GLOB, "init": GLOB}, {key: value}) pairs;
+    those that match are applied in order, before `smoke` and the overrides.
 
     Args:
         name: path below configs/, without .py, e.g. "detection/mini".
         overrides: dotted key -> value, e.g. {"solver.iterations": 20}. The key must exist and the
             value must be of the type that stands there (an int may replace a float).
         smoke: apply the recipe's own `smoke` overrides first.
+        backbone, init: of the run, for the variants.
 
     Raises:
         UserError: unknown recipe or key (with the nearest names), a value of another type, or a
@@ -95,9 +105,18 @@ def load_recipe(
     """
     found = _literals(name)
     values: Values = copy.deepcopy(found["recipe"])
-    for key, value in {**(found.get("smoke", {}) if smoke else {}), **(overrides or {})}.items():
+    changes: Values = {}
+    for conditions, variant in found.get("variants", []):
+        if _holds(conditions, {"backbone": backbone, "init": init}):
+            changes |= variant
+    changes |= found.get("smoke", {}) if smoke else {}
+    for key, value in {**changes, **(overrides or {})}.items():
         set_key(values, key, value, name)
     return values
+
+
+def _holds(conditions: Mapping[str, str], facts: Mapping[str, str]) -> bool:
+    return all(fnmatchcase(facts[name], pattern) for name, pattern in conditions.items())
 
 
 def keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

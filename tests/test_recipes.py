@@ -2,6 +2,7 @@
 
 import pytest
 
+from mae_bench import recipes
 from mae_bench.errors import UserError
 from mae_bench.recipes import LOWEST, keys, list_recipes, load_recipe, parse_override, set_key
 
@@ -24,6 +25,38 @@ def test_loading_gives_a_fresh_copy() -> None:
 def test_overrides_beat_smoke() -> None:
     name = list_recipes()[0]
     assert load_recipe(name, {"solver.iterations": 7}, smoke=True)["solver"]["iterations"] == 7
+
+
+def test_variants_apply_to_their_backbones_and_inits(monkeypatch: pytest.MonkeyPatch) -> None:
+    literals = {
+        "recipe": {"solver": {"lr": 1.0, "epochs": 100}},
+        "variants": [
+            ({"backbone": "vit_large*"}, {"solver.epochs": 50}),
+            ({"backbone": "vit_large*", "init": "random"}, {"solver.lr": 2.0}),
+        ],
+        "smoke": {"solver.epochs": 1},
+    }
+    monkeypatch.setattr(recipes, "_literals", lambda name: literals)
+
+    def solver(**given: object) -> dict[str, object]:
+        return load_recipe("x", **given)["solver"]
+
+    assert solver() == {"lr": 1.0, "epochs": 100}
+    assert solver(backbone="vit_base", init="random") == {"lr": 1.0, "epochs": 100}
+    assert solver(backbone="vit_large_patch16") == {"lr": 1.0, "epochs": 50}
+    large = {"backbone": "vit_large_patch16", "init": "random"}
+    assert solver(**large) == {"lr": 2.0, "epochs": 50}
+    assert solver(**large, smoke=True) == {"lr": 2.0, "epochs": 1}
+    assert solver(**large, overrides={"solver.lr": 3}) == {"lr": 3.0, "epochs": 50}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_variant_sets_keys_that_exist(name: str) -> None:
+    for conditions, changes in recipes._literals(name).get("variants", []):
+        assert set(conditions) <= {"backbone", "init"}
+        values = load_recipe(name)
+        for key, value in changes.items():
+            set_key(values, key, value, name)
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
