@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from backbones import create_backbone
 from backbones.checkpoints import LoadReport, load_backbone
-from backbones.groups import parameter_groups, parameter_rules
+from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules
 from backbones.pyramid import TapPyramid
 from backbones.vit import quarters
-from mae_bench.errors import UserError
+from mae_bench.errors import UserError, unknown
 
 
 @MODELS.register_module()
@@ -131,7 +131,8 @@ class MAEBenchGroups:
 
     Args:
         optim_wrapper_cfg: with `optimizer` (lr, weight_decay, ...).
-        paramwise_cfg: `layer_decay`, 1 for none.
+        paramwise_cfg: `layer_decay`, 1 for none; `decay_rule`, one of
+            `backbones.groups.DECAY_RULES`.
     """
 
     def __init__(
@@ -141,14 +142,22 @@ class MAEBenchGroups:
     ):
         self.wrapper = dict(optim_wrapper_cfg)
         self.optimizer = dict(self.wrapper.pop("optimizer"))
-        self.layer_decay = float((paramwise_cfg or {}).get("layer_decay", 1.0))
+        settings = dict(paramwise_cfg or {})
+        self.layer_decay = float(settings.pop("layer_decay", 1.0))
+        self.decay_rule = settings.pop("decay_rule", DEFAULT_RULE)
+        if settings:
+            raise unknown("key of paramwise_cfg", min(settings), ["layer_decay", "decay_rule"])
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Return the wrapper for a segmentor whose `backbone` is a `MAEBenchViT`."""
         if is_model_wrapper(model):
             model = model.module
         rules = parameter_rules(
-            model, model.backbone.encoder, self.optimizer["weight_decay"], self.layer_decay
+            model,
+            model.backbone.encoder,
+            self.optimizer["weight_decay"],
+            self.layer_decay,
+            self.decay_rule,
         )
         groups = parameter_groups(model, rules, self.optimizer["lr"])
         optimizer = OPTIMIZERS.build({**self.optimizer, "params": groups})

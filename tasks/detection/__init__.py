@@ -19,7 +19,7 @@ from backbones import detectron2 as adapter  # isort: skip
 from detectron2.config import LazyConfig, instantiate
 
 from backbones.checkpoints import fingerprint
-from backbones.groups import parameter_rules, write_rules
+from backbones.groups import DEFAULT_RULE, parameter_rules, write_rules
 from mae_bench.errors import UserError
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome
@@ -116,7 +116,13 @@ def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
         json.dumps({"checkpoint": loaded, "fingerprint_at_step_0": found}, indent=2),
     )
     solver = job.recipe["solver"]
-    rules = parameter_rules(model, encoder, solver["weight_decay"], solver["layer_decay"])
+    rules = parameter_rules(
+        model,
+        encoder,
+        solver["weight_decay"],
+        solver["layer_decay"],
+        solver.get("decay_rule", DEFAULT_RULE),
+    )
     write_rules(rules, job.folder / "parameters.csv")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -38,7 +38,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 
-from backbones.groups import parameter_groups, parameter_rules
+from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules
 from mae_bench.errors import UserError
 from tasks.detection.data import evaluator, num_classes, test_loader, train_loader
 
@@ -74,7 +74,10 @@ def lazy_config(
     if solver["amp"] not in {None, "bfloat16"}:
         raise UserError(f"solver.amp={solver['amp']!r} is not known: None, bfloat16")
     groups = L(optimizer_groups)(
-        lr=solver["lr"], weight_decay=solver["weight_decay"], layer_decay=solver["layer_decay"]
+        lr=solver["lr"],
+        weight_decay=solver["weight_decay"],
+        layer_decay=solver["layer_decay"],
+        decay_rule=solver.get("decay_rule", DEFAULT_RULE),
     )
     return {
         "model": _model(recipe, backbone, checkpoint, L(num_classes)(**where)),
@@ -97,11 +100,16 @@ def lazy_config(
 
 
 def optimizer_groups(
-    model: nn.Module, lr: float, weight_decay: float, layer_decay: float
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    decay_rule: str = DEFAULT_RULE,
 ) -> list[dict[str, Any]]:
     """Parameter groups of `backbones.groups` for a detector."""
     encoder = adapter.encoder_of(model.backbone)
-    return parameter_groups(model, parameter_rules(model, encoder, weight_decay, layer_decay), lr)
+    rules = parameter_rules(model, encoder, weight_decay, layer_decay, decay_rule)
+    return parameter_groups(model, rules, lr)
 
 
 def _schedule(solver: Mapping[str, Any]) -> DictConfig:

@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from timm.optim import Lars
 from torch.utils.data import DataLoader, Dataset
 
-from backbones.groups import NO_DECAY, parameter_groups, parameter_rules, write_rules
+from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules, write_rules
 from backbones.vit import VisionTransformer
 from mae_bench.errors import unknown
 from mae_bench.job import Job
@@ -24,7 +24,7 @@ def fit(
     model: BaseModel,
     encoder: VisionTransformer | None,
     dataset: Dataset,
-    no_decay: frozenset[str] = NO_DECAY,
+    decay_rule: str = DEFAULT_RULE,
 ) -> Trained:
     """Train as the recipe's `solver` section says, and leave `parameters.csv` in the run's folder.
 
@@ -33,12 +33,12 @@ def fit(
 
     Args:
         encoder: the part of `model` that layer-wise decay knows; None when there is none.
-        no_decay: see `backbones.groups.parameter_rules`.
+        decay_rule: one of `backbones.groups.DECAY_RULES`.
     """
     solver = job.recipe["solver"]
     lr = scaled_lr(solver["base_lr"], solver["batch_size"])
     rules = parameter_rules(
-        model, encoder, solver["weight_decay"], solver["layer_decay"], no_decay=no_decay
+        model, encoder, solver["weight_decay"], solver["layer_decay"], decay_rule
     )
     write_rules(rules, job.folder / "parameters.csv")
     return train(

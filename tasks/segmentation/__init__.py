@@ -22,7 +22,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from backbones.checkpoints import fingerprint
-from backbones.groups import parameter_groups, parameter_rules, write_rules
+from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules, write_rules
 from mae_bench.errors import UserError
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome, Picture
@@ -93,7 +93,11 @@ def _train(job: Job, model: EncoderDecoder, dataset: BaseSegDataset) -> engine.T
             "BatchNorm behind UperNet's 1x1 pooling sees one value an image"
         )
     rules = parameter_rules(
-        model, model.backbone.encoder, solver["weight_decay"], solver["layer_decay"]
+        model,
+        model.backbone.encoder,
+        solver["weight_decay"],
+        solver["layer_decay"],
+        solver.get("decay_rule", DEFAULT_RULE),
     )
     write_rules(rules, job.folder / "parameters.csv")
     return engine.train(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones import create_backbone
+from backbones.groups import DEFAULT_RULE
 from mae_bench.errors import UserError
 from tasks import data
 from tasks.segmentation.transforms import IGNORED
@@ -194,7 +195,10 @@ def _schedule(solver: Mapping[str, Any]) -> dict[str, Any]:
             type="OptimWrapper" if solver["amp"] is None else "AmpOptimWrapper",
             **({} if solver["amp"] is None else {"dtype": solver["amp"]}),
             constructor="MAEBenchGroups",
-            paramwise_cfg=dict(layer_decay=solver["layer_decay"]),
+            paramwise_cfg=dict(
+                layer_decay=solver["layer_decay"],
+                decay_rule=solver.get("decay_rule", DEFAULT_RULE),
+            ),
             optimizer=dict(
                 type="AdamW",
                 lr=solver["lr"],
