@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import configs
-from mae_bench.plan import CellKey, CellPlan
+from mae_bench.plan import CellPlan
 from mae_bench.records import Column, Metric, Record, Reference, Row, Scale, Setting, Table
+from mae_bench.selection import CellKey
 
 OK = "ok"
 SIGNIFICANCE = 0.05

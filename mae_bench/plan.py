@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 from mae_bench.errors import UserError, unknown
+from mae_bench.hashing import known_sha256
 from mae_bench.recipes import CONFIGS, keys, load_recipe
 from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
+from mae_bench.selection import Cell, CellKey, select
 from tasks import TASK_VERSIONS, TASKS, data
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
 TABLES = tuple(sorted(path.stem for path in (CONFIGS / "tables").glob("[a-z]*.py")))
 GROUPS = {"transfer": ("table4", "table5", "table6", "table7"), "all": TABLES}
-
-
-class CellKey(NamedTuple):
-    """One seed of one number in a table."""
-
-    table: str
-    init: str
-    column: int
-    backbone: str
-    seed: int
 
 
 class CellPlan(NamedTuple):
@@ -54,6 +44,9 @@ class Plan:
         runs: every run needed, dependencies before what needs them.
         cells: what each run is for; runs that only prepare others have none.
         asked: ids of the runs that were asked for by themselves.
+        absent_tables: table -> why it is left out.
+        absent_data: dataset -> what is wrong with it; the ids of its runs are not final yet, and
+            nothing can be trained before it is there.
     """
 
     scale: Scale
@@ -61,6 +54,17 @@ class Plan:
     tables: tuple[Table, ...] = ()
     cells: Mapping[CellKey, CellPlan] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
+    absent_tables: Mapping[str, str] = field(default_factory=dict)
+    absent_data: Mapping[str, str] = field(default_factory=dict)
+
+    def check_data(self) -> None:
+        """Refuse to go on without the data.
+
+        Raises:
+            UserError: with what each dataset lacks.
+        """
+        if self.absent_data:
+            raise UserError("; ".join(self.absent_data.values()))
 
 
 def load_tables(names: Iterable[str]) -> list[Table]:
@@ -101,22 +105,23 @@ def make_plan(
     """Return the graph of runs behind these tables.
 
     Args:
-        only: filters FIELD=GLOB over the fields of `CellKey` and of its run (task, dataset); a cell
-            must pass all of them. What an asked-for run needs upstream stays in.
+        only: filters, see `selection.select`. What an asked-for run needs upstream stays in.
         overrides: recipe key -> value, for every recipe that has the key; "TASK:key" for one task.
         inits: init -> checkpoint file, instead of a pretraining; a name that no table has is a
             new row in each.
 
     Raises:
-        UserError: a table lacks the scale, nothing passes `only`, an override fits no recipe.
+        UserError: all tables lack the scale, nothing passes `only`, an override fits no recipe.
     """
     planner = Planner(scale, data_root, overrides or {}, smoke, inits or {})
-    tables = _add_rows(tables, planner.inits)
-    asked = _filter([cell for table in tables for cell in _cells(table, scale, seeds)], only)
+    absent = {table.name: reason for table in tables if (reason := _lacks(table, scale))}
+    if len(absent) == len(tables):
+        raise UserError("; ".join(absent.values()))
+    tables = _add_rows([table for table in tables if table.name not in absent], planner.inits)
+    asked = select([cell for table in tables for cell in _cells(table, scale, seeds)], only)
     cells = {cell.key: planner.cell(cell) for cell in asked}
-    planner.check_overrides()
     noted = tuple(_note(table, overrides or {}, smoke) for table in tables)
-    return Plan(scale, tuple(planner.runs.values()), noted, cells)
+    return planner.plan(tables=noted, cells=cells, absent_tables=absent)
 
 
 def plan_transfer(planner: Planner, task: str, setting: Setting, init: str, seed: int) -> Plan:
@@ -129,8 +134,7 @@ def plan_transfer(planner: Planner, task: str, setting: Setting, init: str, seed
     if reason:
         raise UserError(f"init {init!r}: {reason}")
     run_id = planner.transfer(task, setting, init, setting.backbones[0], seed)
-    planner.check_overrides()
-    return Plan(planner.scale, tuple(planner.runs.values()), asked=(run_id,))
+    return planner.plan(asked=(run_id,))
 
 
 def plan_pretraining(planner: Planner, init: str, backbone: str, seed: int) -> Plan:
@@ -143,27 +147,7 @@ def plan_pretraining(planner: Planner, init: str, backbone: str, seed: int) -> P
     run_id = None if reason else planner.weights(init, backbone, seed)["backbone"].run_id
     if run_id is None:
         raise UserError(f"init {init!r}: {reason or 'comes from a file, nothing to train'}")
-    planner.check_overrides()
-    return Plan(planner.scale, tuple(planner.runs.values()), asked=(run_id,))
-
-
-class Cell(NamedTuple):
-    """A cell on its way into the plan."""
-
-    key: CellKey
-    task: str
-    setting: Setting | None
-
-    def field(self, name: str) -> str:
-        """What `--only` compares for this field."""
-        if name == "task":
-            return self.task
-        if name == "dataset":
-            return self.setting.dataset if self.setting else ""
-        return str(getattr(self.key, name))
-
-
-FIELDS = ("table", "init", "task", "dataset", "backbone", "seed")
+    return planner.plan(asked=(run_id,))
 
 
 def _add_rows(tables: Sequence[Table], inits: Iterable[str]) -> list[Table]:
@@ -183,36 +167,27 @@ def _note(table: Table, overrides: Mapping[str, Any], smoke: bool) -> Table:
     return table.model_copy(update={"note": " ".join(notes)})
 
 
+def _lacks(table: Table, scale: Scale) -> str | None:
+    """Return why a table cannot be had at a scale at all, None if it can."""
+    scales = sorted({name for column in table.columns for name in column.scales})
+    if scale in scales:
+        return None
+    return (
+        f"{table.name} has no scale {scale!r}. It has: {', '.join(scales)}. "
+        f"Give --scale {scales[0]} or another table"
+    )
+
+
 def _cells(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     settings = [column.scales.get(scale) for column in table.columns]
     backbones = dict.fromkeys(name for setting in settings if setting for name in setting.backbones)
-    if not backbones:
-        scales = sorted({name for column in table.columns for name in column.scales})
-        raise UserError(
-            f"{table.name} has no scale {scale!r}. It has: {', '.join(scales)}. "
-            f"Give --scale {scales[0]} or another table"
-        )
     return [
-        Cell(CellKey(table.name, row.init, index, backbone, seed), column.task, setting)
+        Cell(CellKey(table.name, row.init, index, backbone, seed), column, setting)
         for row in table.rows
         for index, (column, setting) in enumerate(zip(table.columns, settings, strict=True))
         for backbone in (setting.backbones if setting else backbones)
         for seed in seeds
     ]
-
-
-def _filter(cells: list[Cell], only: Sequence[str]) -> list[Cell]:
-    for expression in only:
-        name, equals, pattern = expression.partition("=")
-        if not equals:
-            raise UserError(f"--only {expression!r} is not of the form FIELD=GLOB, e.g. init=mae*")
-        if name not in FIELDS:
-            raise unknown("field in --only", name, FIELDS)
-        kept = [cell for cell in cells if fnmatchcase(cell.field(name), pattern)]
-        if not kept:
-            raise unknown(f"{name} in --only", pattern, {cell.field(name) for cell in cells})
-        cells = kept
-    return cells
 
 
 class Planner:
@@ -242,10 +217,21 @@ class Planner:
         self._unused = dict(overrides)
         self._known_keys: set[str] = set()
         self._fingerprints: dict[str, str] = {}
+        self._absent_data: dict[str, str] = {}
         for key in overrides:
             task, colon, _ = key.rpartition(":")
             if colon and task not in TASKS:
                 raise unknown("task in --set", task, TASKS)
+
+    def plan(self, **parts: Any) -> Plan:
+        """Return the plan of what was collected; `parts` are further fields of `Plan`.
+
+        Raises:
+            UserError: an override fits no recipe.
+        """
+        self._check_overrides()
+        runs, absent = tuple(self.runs.values()), dict(self._absent_data)
+        return Plan(self.scale, runs, absent_data=absent, **parts)
 
     def cell(self, cell: Cell) -> CellPlan:
         """Plan what fills a cell."""
@@ -255,7 +241,8 @@ class Planner:
         if reason:
             return CellPlan(None, reason)
         key = cell.key
-        return CellPlan(self.transfer(cell.task, cell.setting, key.init, key.backbone, key.seed))
+        task = cell.column.task
+        return CellPlan(self.transfer(task, cell.setting, key.init, key.backbone, key.seed))
 
     def missing(self, name: str) -> str | None:
         """Return why this scale cannot have an init, None if it can.
@@ -326,25 +313,35 @@ class Planner:
         seed: int,
         fixed: Mapping[str, Any] | None = None,
     ) -> str:
-        if dataset not in self._fingerprints:
-            self._fingerprints[dataset] = data.fingerprint(dataset, self._data_root)
         run = Run(
             task=task,
             task_version=TASK_VERSIONS[task],
             dataset=dataset,
-            data_fingerprint=self._fingerprints[dataset],
+            data_fingerprint=self._fingerprint(dataset),
             backbone=backbone,
             init=init,
             recipe=recipe,
-            recipe_values=self._resolve(task, recipe, fixed or {}),
+            recipe_values=self._resolve(task, recipe, fixed or {}, backbone, init),
             upstream=upstream,
             seed=seed,
         )
         needs = tuple(weights.run_id for weights in upstream.values() if weights.run_id)
-        self.runs.setdefault(run.id, PlannedRun(run, needs))
-        return run.id
+        run_id = run.id
+        self.runs.setdefault(run_id, PlannedRun(run, needs))
+        return run_id
 
-    def _resolve(self, task: str, recipe: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    def _fingerprint(self, dataset: str) -> str:
+        if dataset not in self._fingerprints:
+            try:
+                self._fingerprints[dataset] = data.fingerprint(dataset, self._data_root)
+            except UserError as error:
+                self._absent_data[dataset] = str(error)
+                self._fingerprints[dataset] = "absent"
+        return self._fingerprints[dataset]
+
+    def _resolve(
+        self, task: str, recipe: str, fixed: Mapping[str, Any], backbone: str, init: str
+    ) -> dict[str, Any]:
         """Resolve a recipe: smoke first, then the user's overrides, then what makes the init."""
         has = set(keys(load_recipe(recipe)))
         self._known_keys |= has
@@ -357,14 +354,10 @@ class Planner:
                 raise UserError(f"{given} is set by the init itself; ask for another init instead")
             chosen[key] = value
             self._unused.pop(given, None)
-        return load_recipe(recipe, {**chosen, **fixed}, self._smoke)
+        return load_recipe(recipe, {**chosen, **fixed}, self._smoke, backbone, init)
 
-    def check_overrides(self) -> None:
-        """Refuse overrides that fit none of the recipes seen.
-
-        Raises:
-            UserError: with the nearest keys.
-        """
+    def _check_overrides(self) -> None:
+        """Refuse overrides that fit none of the recipes seen, with the nearest keys."""
         for given in self._unused:
             task, _, key = given.rpartition(":")
             tasks = {run.run.task for run in self.runs.values()}
@@ -381,6 +374,4 @@ def _read_checkpoint(name: str, path: Path) -> Upstream:
         raise UserError("--init random=FILE: random weights come from no file; use another name")
     if not path.is_file():
         raise UserError(f"--init {name}={path}: there is no such file")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Upstream(checkpoint=str(path.absolute()), sha256=digest)
+    return Upstream(checkpoint=str(path.absolute()), sha256=known_sha256(path))

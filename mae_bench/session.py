@@ -54,6 +54,7 @@ def run(request: Request, options: Options) -> bool:
         UserError: bad input; said before any training.
     """
     plan, workspace = request.plan(), Workspace(options.work_dir)
+    plan.check_data()
     workspace.check()
     ids = [planned.run.id for planned in plan.runs]
     missing = any(state != "ok" for state in workspace.states(plan).values())

@@ -23,13 +23,15 @@ SHARED = ("tasks.data", "tasks.distributed", "tasks.engine")
 # The harness from the bottom up: a module imports only what stands in a lower line.
 LAYERS = (
     ("errors", "claims"),
-    ("records", "registry"),
+    ("records", "registry", "cluster"),
     ("recipes", "job", "provenance"),
+    ("hashing", "selection"),
     ("plan",),
     ("workspace", "aggregate", "ranks"),
     ("runner", "report", "progress", "request"),
-    ("preload", "overview", "doctor", "processes"),
-    ("launchers",),
+    ("preload", "overview", "doctor", "processes", "slurm_job"),
+    ("launchers", "slurm"),
+    ("slurm_watch",),
     ("session",),
     ("cli",),
     ("__main__",),

@@ -1,5 +1,6 @@
 """The graph of runs: complete, in order, each run once, and only what was asked for."""
 
+import copy
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 
 from mae_bench.errors import UserError
 from mae_bench.plan import GROUPS, TABLES, Plan, check_scale, load_tables, make_plan
-from mae_bench.recipes import parse_override
+from mae_bench.recipes import keys, parse_override
+from mae_bench.records import NO_EFFECT, Column, Row, Setting, Table
 
 ROOT = Path("/nowhere")
+SMALL = Setting(dataset="mini-coco", backbones=("vit_mini_patch8",), recipe="detection/mini")
 
 
 def plan(tables: str = "transfer", **options) -> Plan:
@@ -84,6 +87,8 @@ def test_seeds_reach_the_pretraining() -> None:
         (["init=mae*", "task=detection"], {"mae-pixel", "mae-norm-pixel", "mae-dvae-token"}),
         (["table=table4", "init=r*"], {"random"}),
         (["dataset=mini-inat", "init=supervised"], {"supervised"}),
+        (["recipe=segmentation/*", "init=random|sup*", "metric=miou"], {"random", "supervised"}),
+        (["column=AP box", "group=COCO", "init=random", "backbone=vit_mini*"], {"random"}),
     ],
 )
 def test_only(only: list[str], expected: set[str]) -> None:
@@ -101,7 +106,10 @@ def test_only_keeps_what_is_needed_upstream() -> None:
     ("only", "message"),
     [
         ("init=mae-pixl", "unknown init in --only 'mae-pixl'. Did you mean mae-pixel"),
-        ("colour=red", "unknown field in --only 'colour'.*Known: backbone, dataset, init"),
+        (
+            "colour=red",
+            r"unknown field in --only 'colour'.*Known: backbone, column",
+        ),
         ("init", "not of the form FIELD=GLOB"),
     ],
 )
@@ -213,8 +221,78 @@ def test_init_refuses(tmp_path) -> None:
 
 
 def test_table_without_the_scale_says_which_it_has() -> None:
+    table = load_tables(["table4"])[0]
+    only_mini = [
+        column.model_copy(update={"scales": {"mini": column.scales["mini"]}})
+        for column in table.columns
+    ]
+    table = table.model_copy(update={"columns": tuple(only_mini)})
     with pytest.raises(UserError, match=r"table4 has no scale 'paper'. It has: mini"):
-        make_plan(load_tables(["table4"]), "paper", [0], ROOT)
+        make_plan([table], "paper", [0], ROOT)
+
+
+def paper_table(name: str, *datasets: str) -> Table:
+    """A table at paper scale with one column per dataset and two backbones."""
+    columns = [
+        Column(
+            title=dataset,
+            group="made up",
+            task="classification",
+            metric="top1",
+            scales={
+                "paper": Setting(
+                    dataset=dataset,
+                    backbones=("vit_base_patch16", "vit_large_patch16"),
+                    recipe="classification/mini_finetune",
+                )
+            },
+        )
+        for dataset in datasets
+    ]
+    rows = (Row(init="random", title="random"), Row(init="moco-v3", title="MoCo v3"))
+    return Table(name=name, title=name, source="none", rows=rows, columns=tuple(columns))
+
+
+def test_absent_data_stops_the_training_but_not_the_plan() -> None:
+    table = paper_table("big", "mini-inat", "inat1900", "inat1901")
+    found = make_plan([table], "paper", [0], ROOT)
+    assert len(found.runs) == 6 and set(found.absent_data) == {"inat1900", "inat1901"}
+    with pytest.raises(UserError, match=r"inat1900.*; .*inat1901"):
+        found.check_data()
+    make_plan([table], "paper", [0], ROOT, only=["dataset=mini-inat"]).check_data()
+
+
+def test_tables_without_the_scale_are_left_out_beside_others() -> None:
+    small = load_tables(["table4"])[0]
+    column = small.columns[0].model_copy(update={"scales": {"mini": SMALL}})
+    small = small.model_copy(update={"columns": (column,)})
+    found = make_plan([small, paper_table("big", "mini-inat")], "paper", [0], ROOT)
+    assert [table.name for table in found.tables] == ["big"]
+    assert set(found.absent_tables) == {"table4"} and "no scale" in found.absent_tables["table4"]
+    assert {key.table for key in found.cells} == {"big"}
+
+
+@pytest.mark.parametrize("task", ["tokenizer", "pretraining", "classification", "detection"])
+def test_every_recipe_key_is_in_the_id_unless_it_changes_no_number(task: str) -> None:
+    run = next(planned.run for planned in plan().runs if planned.run.task == task)
+    for key in keys(run.recipe_values):
+        values = copy.deepcopy(run.recipe_values)
+        *sections, last = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = "changed"
+        same = run.model_copy(update={"recipe_values": values}).id == run.id
+        assert same == (last in NO_EFFECT), key
+
+
+def test_id_does_not_know_where_things_are(tmp_path) -> None:
+    tables = load_tables(["table4"])
+    ids = [
+        [run.run.id for run in make_plan(tables, "mini", [0], root).runs]
+        for root in (tmp_path, ROOT, Path("relative"))
+    ]
+    assert ids[0] == ids[1] == ids[2]
 
 
 def test_names() -> None:
