@@ -1,133 +1,27 @@
-"""Exact order and exact resume of the training loop, schedules against their formulas."""
+"""The training loop: order, schedules against their formulas, settings, bad input."""
 
+import itertools
 import json
 import math
-import multiprocessing
-import os
-import signal
+import time
 
-import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
-from torch import nn
-from torch.utils.data import Dataset
+from tiny_training import Noisy, Small, job_in, train_in
 
 from mae_bench.errors import UserError
-from mae_bench.job import Job
-from mae_bench.records import Run
 from tasks import engine
-
-SOLVER = {
-    "iterations": 6,
-    "batch_size": 4,
-    "base_lr": 0.64,
-    "min_lr": 0.0,
-    "optimizer": "adamw",
-    "betas": [0.9, 0.999],
-    "weight_decay": 0.05,
-    "layer_decay": 1.0,
-    "warmup_iterations": 2,
-    "amp": None,
-    "num_workers": 0,
-    "save_every": 3,
-}
-
-
-class Noisy(Dataset):
-    """Items that depend on Python's, NumPy's and torch's random state."""
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        value = torch.randn(3) + float(np.random.rand()) + index
-        return {"images": value, "labels": index}
-
-
-class Small(BaseModel):
-    """A layer with dropout, so that a step draws random numbers too; may die at a step."""
-
-    def __init__(self, die_at=None, bad_at=None):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-        self.die_at, self.bad_at, self.seen, self.calls = die_at, bad_at, [], 0
-
-    def forward(self, images, labels, mode="loss"):
-        self.calls += 1
-        self.seen.append(labels.tolist())
-        if self.calls == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        factor = float("nan") if self.calls == self.bad_at else 1.0
-        return {"loss": self.net(images).square().mean() * factor}
-
-
-def job_in(folder, **solver):
-    recipe = {"solver": {**SOLVER, **solver}}
-    run = Run(
-        task="t",
-        task_version=1,
-        dataset="d",
-        data_fingerprint="f",
-        backbone="b",
-        init="i",
-        recipe="r",
-        recipe_values=recipe,
-        seed=3,
-    )
-    folder.mkdir(exist_ok=True)
-    return Job(run, folder, folder)
-
-
-def train_in(folder, die_at=None):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = Small(die_at)
-    engine.fit(job_in(folder), model, None, Noisy())
-    return model
-
-
-def test_six_steps_equal_three_kill_and_three(tmp_path):
-    """Killed in step 5, after the save at 3: weights and curve end bit-identical."""
-    whole = train_in(tmp_path / "whole")
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_in, args=(tmp_path / "killed", 5)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    saved = torch.load(tmp_path / "killed" / engine.STATE_FILE, weights_only=True)
-    assert saved["step"] == 3
-    resumed = train_in(tmp_path / "killed")
-    assert resumed.calls == 3
-    assert resumed.seen == whole.seen[3:]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
-    last = [
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
-        for name in ("whole", "killed")
-    ]
-    assert last[0] == last[1] and last[0]["step"] == 6
-
-
-@pytest.mark.parametrize("content", [b"", b"not a state", None])
-def test_a_damaged_state_means_from_the_start(tmp_path, content, capsys):
-    whole = train_in(tmp_path / "run")
-    state = tmp_path / "run" / engine.STATE_FILE
-    state.write_bytes(state.read_bytes()[:-100] if content is None else content)
-    again = train_in(tmp_path / "run")
-    assert again.calls == 6 and "cannot be read" in capsys.readouterr().out
-    for name, value in whole.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
     train_in(tmp_path)
-    assert train_in(tmp_path).calls == 0
+    model, _ = train_in(tmp_path)
+    assert model.calls == 0
 
 
 def test_the_seed_matters(tmp_path):
-    first = train_in(tmp_path / "a")
+    first, _ = train_in(tmp_path / "a")
     torch.manual_seed(0)
     other = Small()
     job = job_in(tmp_path / "b")
@@ -148,9 +42,31 @@ def test_sampler_visits_every_sample_once_an_epoch_and_skips_at_once():
     later.skip(10)
     stream = iter(later)
     assert [next(stream) for _ in range(11)] == first[10:]
-    far = engine.PositionSampler(7, seed=1)
-    far.skip(100_000 * 4096)
-    assert next(iter(far))[0] == 100_000 * 4096
+
+
+def test_step_100_000_is_found_at_once():
+    """At ImageNet's size and the paper's batch; a replay of the batches would take days."""
+    sampler = engine.PositionSampler(1_281_167, seed=1, batch_size=4096)
+    sampler.skip(100_000 * 4096)
+    started = time.perf_counter()
+    position, _ = next(iter(sampler))
+    assert position == 100_000 * 4096 and time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_out_each_batch(world_size):
+    def stream(batches, **share):
+        sampler = engine.PositionSampler(10, seed=1, batch_size=8, **share)
+        return list(itertools.islice(iter(sampler), batches * sampler.share))
+
+    whole = stream(5)
+    parts = [stream(5, rank=rank, world_size=world_size) for rank in range(world_size)]
+    share = 8 // world_size
+    joined = [pair for step in range(5) for part in parts for pair in part[step * share :][:share]]
+    assert joined == whole
+    later = engine.PositionSampler(10, seed=1, batch_size=8, rank=1, world_size=world_size)
+    later.skip(3 * share)
+    assert next(iter(later)) == parts[1][3 * share]
 
 
 def test_cosine_schedule_against_the_published_formula():
@@ -197,19 +113,15 @@ def test_lr_and_layer_scale_reach_the_optimizer(tmp_path):
     assert seen == [[5.0, 10.0], [10.0, 20.0], [15.0, 30.0]]
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path):
-    model = Small(bad_at=5)
-    with pytest.raises(FloatingPointError, match=r"loss became nan at step 5 .* last good state"):
-        engine.fit(job_in(tmp_path), model, None, Noisy())
-    assert torch.load(tmp_path / engine.STATE_FILE, weights_only=True)["step"] == 3
-
-
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
         ({"batch_size": 11}, "batch of 11 is larger than the training set of 10 images"),
         ({"base_lr": float("nan")}, "learning rate is not a finite number"),
         ({"optimizer": "adan"}, "unknown optimizer 'adan'"),
+        ({"amp": "fp8"}, r"unknown precision in solver.amp 'fp8'.*bfloat16, float16, none"),
+        ({"accumulation": 3}, r"batch_size 4 cannot be divided over 1 processes x 3 micro-batches"),
+        ({"activation_checkpointing": True}, "Small has no transformer blocks"),
     ],
 )
 def test_bad_solver_is_refused_before_training(tmp_path, solver, message):
@@ -226,3 +138,36 @@ def test_top1_counts_every_sample_once(tmp_path):
             return {"logits": torch.eye(11)[labels + wrong.long()]}
 
     assert engine.top1(Echo(), Noisy(), job_in(tmp_path), batch_size=4) == pytest.approx(60.0)
+
+
+def test_fp16_needs_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.engine.training.get_device", lambda: "cpu")
+    with pytest.raises(UserError, match=r"amp=float16 needs a GPU; on a CPU give .*bfloat16"):
+        engine.fit(job_in(tmp_path, amp="float16"), Small(), None, Noisy())
+
+
+def test_logs_and_events_lie_in_the_runs_folder(tmp_path):
+    train_in(tmp_path, iterations=50, save_every=50)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    scalars = [
+        json.loads(line)
+        for path in tmp_path.rglob("scalars.json")
+        for line in path.read_text().splitlines()
+    ]
+    assert all(
+        scalars[-1][name] > 0 for name in ("images_per_second", "data_time_share", "peak_memory_mb")
+    )
+
+
+class SlowToLoad(Noisy):
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def test_slow_loading_is_said(tmp_path, capsys):
+    slow = engine.fit(job_in(tmp_path / "slow"), Small(), None, SlowToLoad())
+    assert 0.5 < slow.data_time_share <= 1
+    assert "Raise solver.num_workers" in slow.facts["hint"]
+    assert slow.facts["hint"] in capsys.readouterr().out
+    assert slow.images_per_second < 60

@@ -4,12 +4,14 @@
 """
 
 from mae_bench.job import STATE_FILE
-from tasks.engine.order import PositionSampler, PositionSeeded, seed_all
+from tasks.engine.averaging import WeightAverage
+from tasks.engine.loop import Reporter
+from tasks.engine.order import PositionSampler, PositionSeeded, batch_rand, seed_all
 from tasks.engine.output import header, pretraining_facts
 from tasks.engine.schedules import LearningRate, cosine_lr, polynomial_lr, scaled_lr
 from tasks.engine.solver import fit, stack, top1
 from tasks.engine.state import load_state, save_state
-from tasks.engine.training import Reporter, Trained, train
+from tasks.engine.training import Trained, train
 
 __all__ = [
     "STATE_FILE",
@@ -18,6 +20,8 @@ __all__ = [
     "PositionSeeded",
     "Reporter",
     "Trained",
+    "WeightAverage",
+    "batch_rand",
     "cosine_lr",
     "fit",
     "header",

@@ -30,5 +30,5 @@ def pretraining_facts(
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "training_images": size,
         "epochs": solver["iterations"] * solver["batch_size"] / size,
-        "data_time_share": trained.data_time_share,
+        **trained.facts,
     }

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from timm.optim import Lars
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules, write_rules
 from backbones.vit import VisionTransformer
 from mae_bench.errors import unknown
 from mae_bench.job import Job
+from tasks import distributed
 from tasks.engine.schedules import cosine_lr, scaled_lr
 from tasks.engine.training import Trained, train
+
+# Keys of `solver` that a recipe need not have, with the defaults of `train`.
+OPTIONS = ("accumulation", "activation_checkpointing", "compile", "prefetch")
 
 
 def fit(
@@ -25,22 +30,26 @@ def fit(
     encoder: VisionTransformer | None,
     dataset: Dataset,
     decay_rule: str = DEFAULT_RULE,
+    hooks: Sequence[Hook] = (),
 ) -> Trained:
     """Train as the recipe's `solver` section says, and leave `parameters.csv` in the run's folder.
 
     The section has iterations, batch_size, base_lr (per 256 images), min_lr, warmup_iterations,
-    optimizer ("adamw", "lars"), betas, weight_decay, layer_decay, amp, num_workers, save_every.
+    optimizer ("adamw", "lars"), betas, weight_decay, layer_decay, amp, num_workers, save_every, and
+    may have accumulation, activation_checkpointing, compile, prefetch (see `train`).
 
     Args:
         encoder: the part of `model` that layer-wise decay knows; None when there is none.
         decay_rule: one of `backbones.groups.DECAY_RULES`.
+        hooks: see `train`.
     """
     solver = job.recipe["solver"]
     lr = scaled_lr(solver["base_lr"], solver["batch_size"])
     rules = parameter_rules(
         model, encoder, solver["weight_decay"], solver["layer_decay"], decay_rule
     )
-    write_rules(rules, job.folder / "parameters.csv")
+    if distributed.is_main():
+        write_rules(rules, job.folder / "parameters.csv")
     return train(
         job,
         model,
@@ -60,6 +69,8 @@ def fit(
         num_workers=solver["num_workers"],
         save_every=solver["save_every"],
         collate=stack,
+        hooks=hooks,
+        **{name: solver[name] for name in OPTIONS if name in solver},
     )
 
 
@@ -85,11 +96,14 @@ def top1(model: BaseModel, dataset: Dataset, job: Job, batch_size: int = 64) -> 
         dataset: items {"images", "labels"}, as of `tasks.data.images.ImageDataset`.
     """
     model.eval()
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=stack)
+    # Each process scores its own samples, so that every sample counts once at any world size.
+    own = range(distributed.rank(), len(dataset), distributed.world_size())  # type: ignore[arg-type]
+    loader = DataLoader(Subset(dataset, own), batch_size=batch_size, collate_fn=stack)
     right = 0
     for step, batch in enumerate(loader):
         batch = model.data_preprocessor(batch, training=False)
         logits = model(**batch, mode="predict")["logits"]
         right += int((logits.argmax(dim=1) == batch["labels"]).sum())
-        job.report("evaluate", step + 1, len(loader))
-    return 100.0 * right / len(dataset)  # type: ignore[arg-type]
+        if distributed.is_main():
+            job.report("evaluate", step + 1, len(loader))
+    return 100.0 * sum(distributed.gather([right])) / len(dataset)  # type: ignore[arg-type]

@@ -10,74 +10,47 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.model import BaseModel, MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mae_bench.errors import UserError
-from mae_bench.job import STATE_FILE, Job
-from tasks.engine.order import PositionSampler, PositionSeeded, seed_all
+from mae_bench.job import Job
+from tasks import distributed
+from tasks.engine.acceleration import (
+    MixedPrecision,
+    checkpoint_activations,
+    compile_forward,
+    optim_wrapper,
+)
+from tasks.engine.loop import Clock, MicroBatchLoop, Reporter
+from tasks.engine.order import PositionSampler, PositionSeeded, end_steps
 from tasks.engine.schedules import LearningRate
-from tasks.engine.state import load_state, save_state
-
-
-class Reporter(Hook):
-    """Seeds each step, watches the loss, tells the job where the run stands, saves its state."""
-
-    # Last of the hooks: it must see the finished step.
-    priority = "LOWEST"
-
-    def __init__(self, job: Job, total: int, save_every: int, log_every: int = 10):
-        self.job, self.total = job, total
-        self.save_every, self.log_every = save_every, log_every
-        self.seconds = self.data_seconds = 0.0
-        self.steps = 0
-        self._started = self._ended = time.perf_counter()
-
-    def before_train(self, runner: Runner) -> None:
-        self._ended = time.perf_counter()
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self._started = time.perf_counter()
-        self.data_seconds += self._started - self._ended
-        seed_all(self.job.run.seed, 2, runner.iter)
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        step, loss = runner.iter + 1, outputs["loss"].item()
-        lr = max(group["lr"] for group in runner.optim_wrapper.param_groups)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {step} (lr {lr:.3g}); the last good state is "
-                f"{self.job.folder / STATE_FILE}. Lower the solver's learning rate"
-            )
-        if step % self.log_every == 0 or step == self.total:
-            parts = {k: v.item() for k, v in outputs.items() if k != "loss" and "loss" in k}
-            self.job.log_metrics(step, loss=loss, lr=lr, **parts)
-        self.job.report("train", step, self.total, loss=loss)
-        if step % self.save_every == 0 or step == self.total:
-            save_state(self.job.folder, runner.model, runner.optim_wrapper, step)
-        self.steps += 1
-        now = time.perf_counter()
-        self.seconds += now - self._ended
-        self._ended = now
+from tasks.engine.state import load_state
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training measured. Rates are of this process, resumed steps not counted twice."""
+    """What a training measured. Rates are of this process's time, resumed steps left out.
+
+    Attributes:
+        images_per_second: of all processes together.
+        data_time_share: share of the time spent waiting for data.
+        facts: how it was done, for the record: processes, micro-batches, precision, hints.
+    """
 
     images_per_second: float | None
     data_time_share: float | None
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 def train(
@@ -91,70 +64,162 @@ def train(
     schedule: Callable[[int], float],
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     amp: str | None = None,
+    accumulation: int = 1,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
     num_workers: int = 0,
+    prefetch: int = 2,
     save_every: int = 50,
     collate: Callable[[list[Any]], Any] = pseudo_collate,
+    hooks: Sequence[Hook] = (),
 ) -> Trained:
     """Train with mmengine's Runner, from the state in the job's folder if there is one.
 
     Args:
         model: mmengine model; its `train_step` computes the loss and updates.
         groups: optimizer groups (`backbones.groups.parameter_groups`).
+        iterations: optimizer steps.
+        batch_size: images per step, over all processes and micro-batches.
         schedule: step -> lr before layer scaling.
         optimizer: called with the groups (bind its own options with `functools.partial`).
-        amp: None for fp32, "bfloat16" or "float16" for mixed precision.
+        amp: None for fp32, "bfloat16" or "float16" (GPU only) for mixed precision.
+        accumulation: micro-batches per step, times the job's own.
+        activation_checkpointing: keep the blocks' inputs only and compute the rest twice.
+        compile: compile the forward pass, where the machine can.
+        prefetch: batches that each worker loads ahead.
+        hooks: more mmengine hooks; one that has `state_dict` and `load_state_dict` continues too.
 
     Raises:
-        UserError: batch larger than the dataset (it would never see a whole batch of an epoch).
-        FloatingPointError: the loss is no longer finite.
+        UserError: a batch that is larger than the dataset or cannot be divided, a precision that
+            the device lacks, an lr that is no number; before anything is trained.
+        FloatingPointError: the loss or the weights are no longer finite.
+        Stopped: the job was asked to stop; the state is saved.
     """
-    size = len(dataset)  # type: ignore[arg-type]
-    if batch_size > size:
-        raise UserError(
-            f"batch of {batch_size} is larger than the training set of {size} images; "
-            f"set solver.batch_size to at most {size}"
-        )
-    if not math.isfinite(schedule(iterations // 2)):
-        raise UserError("the learning rate is not a finite number; check the solver's lr")
-    steps = Reporter(job, iterations, save_every)
-    wrapper = _optim_wrapper(optimizer(groups), amp)
+    distributed.start()
+    world, device = distributed.world_size(), get_device()
+    passes = accumulation * job.accumulation
+    _check(dataset, batch_size, passes, schedule, iterations)
+    wrapper = optim_wrapper(optimizer(groups), amp, torch.device(device).type, passes)
+    if activation_checkpointing:
+        checkpoint_activations(model)
+    not_compiled = compile_forward(model.to(device), device) if compile else None
+    if not_compiled:
+        print(not_compiled)
+    others = {type(hook).__name__: hook for hook in hooks if hasattr(hook, "state_dict")}
+    reporter = Reporter(job, iterations, batch_size, save_every, others)
+    name = f"{job.run.id}-{time.time_ns()}"
     runner = Runner(
-        model=model,
+        model=_spread(model, device) if world > 1 else model,
         work_dir=str(job.folder / "mmengine"),
-        train_dataloader=DataLoader(
-            PositionSeeded(dataset, job.run.seed),
-            batch_size=batch_size,
-            sampler=PositionSampler(size, job.run.seed),
-            num_workers=num_workers,
-            collate_fn=collate,
-            persistent_workers=num_workers > 0,
+        train_dataloader=_loader(job, dataset, batch_size, num_workers, prefetch, collate),
+        train_cfg=dict(
+            type=MicroBatchLoop,
+            max_iters=iterations,
+            val_interval=iterations + 1,
+            seed=job.run.seed,
+            accumulation=passes,
         ),
-        train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=iterations + 1),
         optim_wrapper=wrapper,
         default_hooks=dict(
             checkpoint=None, sampler_seed=None, logger=dict(type="LoggerHook", interval=50)
         ),
-        custom_hooks=[LearningRate(schedule), steps],
+        custom_hooks=[LearningRate(schedule), *hooks, reporter],
+        log_processor=dict(by_epoch=False),
         visualizer=dict(
             type="Visualizer",
             vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
-            name=job.run.id,
+            name=name,
         ),
         randomness=dict(seed=job.run.seed),
-        experiment_name=f"{job.run.id}-{time.time_ns()}",
+        experiment_name=name,
         default_scope="mmengine",
         log_level=logging.INFO,
     )
-    runner.train_loop._iter = load_state(job.folder, model, wrapper)
-    if runner.train_loop._iter < iterations:
-        runner.train()
-    MMLogger._instance_dict.clear()
-    rate = steps.steps * batch_size / steps.seconds if steps.steps else None
-    share = steps.data_seconds / steps.seconds if steps.steps else None
-    return Trained(images_per_second=rate, data_time_share=share)
+    runner.train_loop._iter = load_state(job.folder, model, wrapper, **others)
+    try:
+        if runner.train_loop._iter < iterations:
+            runner.train()
+    except UserError as error:
+        raise _without_traceback(error) from None
+    finally:
+        end_steps()
+        MMLogger._instance_dict.clear()
+    facts: dict[str, object] = {
+        "processes": world,
+        "micro_batches_per_step": passes,
+        "precision": amp or "float32",
+        "not_compiled": not_compiled,
+        "skipped_steps": wrapper.skipped if isinstance(wrapper, MixedPrecision) else None,
+        "hint": reporter.clock.hint,
+    }
+    return _measured(reporter.clock, batch_size, facts)
 
 
-def _optim_wrapper(optimizer: torch.optim.Optimizer, amp: str | None) -> OptimWrapper:
-    if amp is None:
-        return OptimWrapper(optimizer=optimizer)
-    return AmpOptimWrapper(optimizer=optimizer, dtype=amp)
+def _measured(clock: Clock, batch_size: int, facts: dict[str, object]) -> Trained:
+    if clock.hint:
+        print(clock.hint)
+    rate = clock.steps * batch_size / clock.seconds if clock.steps else None
+    told = {name: value for name, value in facts.items() if value is not None}
+    return Trained(rate, clock.data_share, {"data_time_share": clock.data_share, **told})
+
+
+def _without_traceback(error: UserError) -> UserError:
+    """The message alone, where the error comes from a worker of the loader with its traceback."""
+    return UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip())
+
+
+def _check(
+    dataset: Dataset,
+    batch_size: int,
+    passes: int,
+    schedule: Callable[[int], float],
+    iterations: int,
+) -> None:
+    size, world = len(dataset), distributed.world_size()  # type: ignore[arg-type]
+    if batch_size > size:
+        # It would never see a whole batch of an epoch.
+        raise UserError(
+            f"batch of {batch_size} is larger than the training set of {size} images; "
+            f"set solver.batch_size to at most {size}"
+        )
+    if batch_size % (world * passes):
+        raise UserError(
+            f"solver.batch_size {batch_size} cannot be divided over {world} processes x {passes} "
+            f"micro-batches: {batch_size} / {world * passes} is not whole; choose a multiple of "
+            f"{world * passes}, or another solver.accumulation"
+        )
+    if not math.isfinite(schedule(iterations // 2)):
+        raise UserError("the learning rate is not a finite number; check the solver's lr")
+
+
+def _loader(
+    job: Job,
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    prefetch: int,
+    collate: Callable[[list[Any]], Any],
+) -> DataLoader:
+    """Batches of this process's share of each step."""
+    rank, world = distributed.rank(), distributed.world_size()
+    return DataLoader(
+        PositionSeeded(dataset, job.run.seed),
+        batch_size=batch_size // world,
+        sampler=PositionSampler(len(dataset), job.run.seed, batch_size, rank, world),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch if num_workers > 0 else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _spread(model: BaseModel, device: str) -> nn.Module:
+    """Wrap a model for several processes. On a CPU BatchNorm sees its own process's samples only.
+
+    Without a GPU torch has no synchronised one.
+    """
+    if device == "cpu":
+        return MMDistributedDataParallel(revert_sync_batchnorm(model), broadcast_buffers=False)
+    local = torch.cuda.current_device()
+    return MMDistributedDataParallel(model.to(device), device_ids=[local], broadcast_buffers=False)
