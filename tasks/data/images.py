@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from mae_bench.errors import UserError
+from mae_bench.errors import UserError, unknown
 from tasks.data import classification_split
 
 Transform = Callable[[Image.Image], Tensor]
@@ -75,14 +77,75 @@ _SCALE = 1 / (255 * np.array(IMAGENET_DEFAULT_STD, dtype=np.float32))
 _SHIFT = np.array(IMAGENET_DEFAULT_MEAN, np.float32) / np.array(IMAGENET_DEFAULT_STD, np.float32)
 
 
-def training_transform(size: int, scale: Sequence[float]) -> Transform:
-    """Random resized crop (bicubic), horizontal flip, ImageNet normalisation.
+def training_transform(
+    size: int,
+    scale: Sequence[float],
+    rand_augment: str = "",
+    erasing: float = 0.0,
+    augmentation: str = "random",
+    crop_ratio: float = 224 / 256,
+) -> Transform:
+    """Random resized crop (bicubic), horizontal flip, ImageNet normalisation, and options.
 
-    Source: facebookresearch/mae main_pretrain.py (scale 0.2-1) and main_linprobe.py.
+    Args:
+        rand_augment: timm's description, as "rand-m9-mstd0.5-inc1" (two operations of magnitude 9
+            with deviation 0.5, all growing with the magnitude); "" for none.
+        erasing: probability that a random box is filled with noise.
+        augmentation: "none" (as in evaluation), "fixed" (crop of one size, flip), "random", or
+            "random+jitter" (of the colours).
+        crop_ratio: of fixed crops: their side to the image's short side.
+
+    Raises:
+        UserError: a description that timm does not know, an unknown augmentation.
+
+    Source: facebookresearch/mae main_pretrain.py (scale 0.2-1), main_linprobe.py, util/datasets.py
+    (fine-tuning's RandAugment and erasing).
     """
-    crop = RandomResizedCropAndInterpolation(size, tuple(scale), interpolation="bicubic")
-    flip = transforms.RandomHorizontalFlip()
-    return transforms.Compose([crop, flip, normalise])
+    steps = _crop(size, scale, augmentation, crop_ratio)
+    if rand_augment:
+        steps.append(_rand_augment(rand_augment, size))
+    steps.append(normalise)
+    if erasing:
+        steps.append(RandomErasing(erasing, mode="pixel", device="cpu"))
+    return transforms.Compose(steps)
+
+
+def _resize(size: int, crop_ratio: float) -> transforms.Resize:
+    """Short side to size / crop_ratio, bicubic."""
+    return transforms.Resize(
+        round(size / crop_ratio), interpolation=transforms.InterpolationMode.BICUBIC
+    )
+
+
+def _crop(size: int, scale: Sequence[float], augmentation: str, crop_ratio: float) -> list[Any]:
+    """Steps of one row of the MAE paper's Table 1e."""
+    flip, resize = transforms.RandomHorizontalFlip(), _resize(size, crop_ratio)
+    random = [RandomResizedCropAndInterpolation(size, tuple(scale), interpolation="bicubic"), flip]
+    steps = {
+        "none": [resize, transforms.CenterCrop(size)],
+        "fixed": [resize, transforms.RandomCrop(size), flip],
+        "random": random,
+        # The paper gives no strength: that of BEiT's pretraining, which has no hue either.
+        "random+jitter": [*random, transforms.ColorJitter(0.4, 0.4, 0.4)],
+    }
+    if augmentation not in steps:
+        raise unknown("augmentation", augmentation, steps)
+    return steps[augmentation]
+
+
+def _rand_augment(description: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    hints = {
+        "translate_const": int(size * 0.45),
+        "img_mean": tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN),
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    try:
+        return rand_augment_transform(description, hints)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"RandAugment description {description!r} is not timm's ({error}); one is "
+            "rand-m9-mstd0.5-inc1"
+        ) from None
 
 
 def evaluation_transform(size: int, crop_ratio: float = 224 / 256) -> Transform:
@@ -90,9 +153,7 @@ def evaluation_transform(size: int, crop_ratio: float = 224 / 256) -> Transform:
 
     Source: facebookresearch/mae util/datasets.py.
     """
-    bicubic = transforms.InterpolationMode.BICUBIC
-    resize = transforms.Resize(round(size / crop_ratio), interpolation=bicubic)
-    return transforms.Compose([resize, transforms.CenterCrop(size), normalise])
+    return transforms.Compose([_resize(size, crop_ratio), transforms.CenterCrop(size), normalise])
 
 
 def labelled_sets(
@@ -102,13 +163,20 @@ def labelled_sets(
 
     Args:
         data: the `data` section of a recipe: image_size, crop_scale, crop_ratio (of evaluation),
-            cache, val_images (only the first so many; None for all).
+            cache, val_images (only the first so many; None for all); perhaps augmentation,
+            rand_augment, erasing.
     """
     train, val = (classification_split(name, data_root, split) for split in ("train", "val"))
     size, limit = data["image_size"], data["val_images"]
-    train_set = ImageDataset(
-        train.paths, train.labels, training_transform(size, data["crop_scale"]), data["cache"]
+    augmentation = training_transform(
+        size,
+        data["crop_scale"],
+        data.get("rand_augment", ""),
+        data.get("erasing", 0.0),
+        data.get("augmentation", "random"),
+        data["crop_ratio"],
     )
+    train_set = ImageDataset(train.paths, train.labels, augmentation, data["cache"])
     evaluation = evaluation_transform(size, data["crop_ratio"])
     # A limit takes images spread over the set, which is sorted by class.
     some = range(0, len(val.paths), max(1, len(val.paths) // (limit or len(val.paths))))[:limit]
