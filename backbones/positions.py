@@ -5,7 +5,8 @@ Shapes: D width, h w patches per side, L = h*w, N tokens, d width of a head.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -44,6 +45,29 @@ def sincos_positions(
     if class_token:
         table = torch.cat([torch.zeros(1, dim), table])
     return table[None]
+
+
+def sincos_order(table: Tensor) -> str | None:
+    """Which fixed sine-cosine table a (1, P + L, D) one is, for a square grid.
+
+    Returns:
+        "mae", "moco-v3" (which is MAE's with the grid transposed), either with ", sine and cosine
+        exchanged", or None: learned, or of no square grid.
+    """
+    length, dim = table.shape[-2:]
+    side = math.isqrt(length)
+    # MAE's own copies went through other libraries and half precision.
+    close = partial(torch.allclose, table[0, length - side**2 :].float(), atol=2e-3)
+    if side < 2 or dim % 4:
+        return None
+    for order in ("mae", "moco-v3"):
+        fixed = sincos_positions(dim, (side, side), False, rows_first=order == "moco-v3")[0]
+        if close(fixed):
+            return order
+        quarters = fixed.chunk(4, dim=1)
+        if close(torch.cat([quarters[i] for i in (1, 0, 3, 2)], dim=1)):
+            return f"{order}, sine and cosine exchanged"
+    return None
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid, num_prefix: int = 1) -> Tensor:

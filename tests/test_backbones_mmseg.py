@@ -10,7 +10,7 @@ from torch import nn
 
 import backbones.mmseg  # noqa: F401 (registers)
 from backbones import create_backbone, list_backbones
-from backbones.checkpoints import fingerprint, read_backbone, save_backbone
+from backbones.checkpoints import fingerprint, read_checkpoint, save_backbone
 from backbones.groups import parameter_rules
 from backbones.vit import quarters
 from mae_bench.errors import UserError
@@ -77,7 +77,7 @@ def test_every_backbone_by_name(name):
 
 def test_init_weights_cannot_undo_the_checkpoint(checkpoint):
     hostile = dict(type="Constant", val=0.5, bias=0.5, layer=["Linear", "LayerNorm", "Conv2d"])
-    stored = read_backbone(checkpoint)[0]["fingerprint"]
+    stored = read_checkpoint(checkpoint).header["fingerprint"]
     for file, survives in ((str(checkpoint), True), (None, False)):
         model = MODELS.build({**segmentor(checkpoint=file), "init_cfg": hostile})
         before = fingerprint(model.backbone.encoder.state_dict())
