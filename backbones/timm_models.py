@@ -135,9 +135,20 @@ class TimmPlain(TimmBackbone):
 class TimmPyramid(TimmBackbone):
     """Hierarchical model: Swin, ConvNeXt, ResNet, ...; one map per stride from 4 on."""
 
-    def forward_pyramid(self, images: Tensor) -> list[Tensor]:
-        """Images, multiples of the largest stride -> maps (B, channels, H/stride, W/stride)."""
-        return self._maps(images, self._indices)
+    def forward_pyramid(self, images: Tensor, strides: Sequence[int] | None = None) -> list[Tensor]:
+        """Images, multiples of the largest stride -> maps (B, channels, H/stride, W/stride).
+
+        Args:
+            strides: only these levels, finest first; None for all.
+        """
+        return self._maps(images, self._at(strides))
+
+    def freeze_unused(self, strides: Sequence[int] | None = None) -> None:
+        """As for plain models, by the strides of the levels that are used."""
+        super().freeze_unused(self._at(strides))
+
+    def _at(self, strides: Sequence[int] | None) -> list[int]:
+        return [self._indices[self.strides.index(s)] for s in strides or self.strides]
 
 
 def create_timm_backbone(name: str, **options: Any) -> TimmPlain | TimmPyramid:
