@@ -9,6 +9,7 @@ flips, 75% random masking, loss on masked patches.
 recipe = {
     "data": {
         "image_size": 48,
+        "augmentation": "random",
         "crop_scale": [0.2, 1.0],
         "crop_ratio": 1.0,
         "val_images": 128,
@@ -16,7 +17,12 @@ recipe = {
     },
     "model": {
         "target": "norm-pixel",
+        "pca_coefficients": 96,
+        "pca_images": 600,
         "mask_ratio": 0.75,
+        "sampling": "random",
+        "encoder_mask_tokens": False,
+        "loss_on_all_patches": False,
         "decoder_width": 64,
         "decoder_depth": 1,
         "decoder_heads": 2,
@@ -24,6 +30,7 @@ recipe = {
     "solver": {
         "iterations": 1500,
         "batch_size": 128,
+        "accumulation": 1,
         "base_lr": 3e-3,
         "min_lr": 0.0,
         "optimizer": "adamw",
@@ -32,8 +39,11 @@ recipe = {
         "layer_decay": 1.0,
         "warmup_iterations": 50,
         "amp": None,
+        "activation_checkpointing": False,
+        "compile": False,
         "num_workers": 0,
         "save_every": 250,
+        "picture_every": None,
     },
 }
 smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

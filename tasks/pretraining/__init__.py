@@ -45,7 +45,7 @@ class Init:
 def _mae(target: str) -> Init:
     return Init(
         task="pretraining",
-        recipe={"mini": "pretraining/mini_mae"},
+        recipe={"mini": "pretraining/mini_mae", "paper": "pretraining/mae"},
         overrides={"model.target": target},
         needs_tokenizer=target == "dvae-token",
     )
@@ -53,14 +53,20 @@ def _mae(target: str) -> Init:
 
 INITS: dict[str, Init] = {
     "random": Init(),
-    "supervised": Init(task="supervised", recipe={"mini": "pretraining/mini_supervised"}),
+    "supervised": Init(
+        task="supervised",
+        recipe={"mini": "pretraining/mini_supervised", "paper": "pretraining/supervised"},
+    ),
     **{f"mae-{target}": _mae(target) for target in TARGETS},
     "moco-v3": Init(imported=True),
     "beit": Init(imported=True),
 }
 
 # The tokenizer behind `mae-dvae-token`, trained by its own task before the pretraining.
-TOKENIZER = Init(task="tokenizer", recipe={"mini": "pretraining/mini_tokenizer"})
+TOKENIZER = Init(
+    task="tokenizer",
+    recipe={"mini": "pretraining/mini_tokenizer", "paper": "pretraining/tokenizer"},
+)
 
 # What everything is pretrained on, per scale.
 PRETRAINING_DATASET = {"mini": "mini-imagenet", "paper": "imagenet"}
