@@ -41,6 +41,8 @@ LOWEST = {
     "data.val_images": 1,
     "data.num_workers": 0,
     "solver.iterations": 1,
+    "solver.epochs": 0,
+    "solver.warmup_epochs": 0,
     "solver.batch_size": 1,
     "solver.save_every": 1,
     "solver.warmup_iterations": 0,
@@ -153,7 +155,9 @@ def _check_number(key: str, value: Any, name: str) -> None:
     lowest = LOWEST.get(key)
     # None stands for "all" in the limits of evaluation, and for nothing sensible in a solver.
     good = value is not None or lowest is None or not key.startswith("solver.")
-    if isinstance(value, int | float):
+    if isinstance(value, bool | str):
+        good = lowest is None
+    elif isinstance(value, int | float):
         good = math.isfinite(value) and (lowest is None or value >= lowest)
     if not good:
         bound = "" if lowest is None else f" of at least {lowest}"

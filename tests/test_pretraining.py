@@ -1,7 +1,7 @@
 """MAE, its targets and the tokenizer against naive formulas of the paper."""
 
 import json
-import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from tasks.pretraining.mae import build
 from tasks.pretraining.masking import random_masking
 from tasks.pretraining.targets import DvaeToken, NormPixel, Pixel
 from tasks.pretraining.tokenizer import (
+    Cooling,
     Tokenizer,
     TokenizerTraining,
     load_tokenizer,
@@ -199,7 +200,7 @@ def test_tokenizer_shapes(stride):
 def test_tokenizer_losses_against_the_formula():
     torch.manual_seed(0)
     model = Tokenizer(stride=4, num_codes=6, width=16)
-    training = TokenizerTraining(model, iterations=10, final_temperature=0.5, prior=0.3)
+    training = TokenizerTraining(model, prior=0.3)
     images = torch.randn(2, 3, 16, 16)
     torch.manual_seed(3)
     losses = training(images, labels=torch.zeros(2))
@@ -210,9 +211,15 @@ def test_tokenizer_losses_against_the_formula():
     soft = F.gumbel_softmax(model.logits(denormalise(images)), tau=1.0, dim=1)
     expected = F.mse_loss(model.decode(soft), denormalise(images))
     torch.testing.assert_close(losses["loss_reconstruction"], expected)
-    for _ in range(9):
-        training(images, labels=torch.zeros(2))
-    assert math.exp(training.cooling * int(training.step)) == pytest.approx(0.5)
+
+
+def test_temperature_is_a_function_of_the_step():
+    """It does not count forward passes, of which a step may have several."""
+    training = TokenizerTraining(Tokenizer(stride=4, num_codes=6, width=16), prior=0.3)
+    cooling = Cooling(training, iterations=10, final=0.5)
+    for step, expected in [(0, 1.0), (5, 0.5**0.5), (10, 0.5)]:
+        cooling.before_train_iter(SimpleNamespace(iter=step), step)
+        assert training.temperature == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", TARGETS)

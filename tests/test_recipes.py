@@ -11,7 +11,8 @@ from mae_bench.recipes import LOWEST, keys, list_recipes, load_recipe, parse_ove
 def test_every_recipe_loads_and_smoke_makes_it_two_iterations(name: str) -> None:
     full, smoke = load_recipe(name), load_recipe(name, smoke=True)
     assert smoke["solver"]["iterations"] == 2
-    assert full["solver"]["iterations"] > 2
+    # None: as many as the epochs make.
+    assert full["solver"]["iterations"] is None or full["solver"]["iterations"] > 2
     assert set(keys(full)) == set(keys(smoke))
 
 

@@ -11,10 +11,17 @@ recipe = {
         "image_size": 48,
         "crop_scale": [0.2, 1.0],
         "crop_ratio": 1.0,
+        "rand_augment": "",
         "val_images": 600,
         "cache": True,
     },
-    "model": {"drop_path_rate": 0.0, "label_smoothing": 0.1},
+    "model": {
+        "drop_path_rate": 0.0,
+        "label_smoothing": 0.1,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "ema_decay": 0.0,
+    },
     "solver": {
         "iterations": 1000,
         "batch_size": 64,

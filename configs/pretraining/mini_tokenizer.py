@@ -12,6 +12,7 @@ recipe = {
         "stride": 8,
         "num_codes": 128,
         "width": 64,
+        "depth": 0,
         # Gumbel-softmax temperature falls from 1 to this, exponentially. arXiv:2102.12092 goes to
         # 1/16 over far more steps; here a warmer end left fewer codes unused.
         "final_temperature": 0.25,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -26,6 +26,24 @@ def polynomial_lr(step: int, total: int, warmup: int, peak: float, floor: float 
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return floor + (peak - floor) * (1.0 - (step - warmup) / max(1, total - warmup))
+
+
+def duration(solver: Mapping[str, Any], images: int) -> tuple[int, int]:
+    """Steps of a training and of its warm-up.
+
+    Args:
+        solver: with iterations and warmup_iterations; where one of them is None, epochs and
+            warmup_epochs stand for it.
+        images: in the training set. An epoch is images / batch_size steps, not rounded: order
+            goes on from one epoch to the next in the middle of a batch.
+    """
+    per_epoch = images / solver["batch_size"]
+    iterations, warmup = solver["iterations"], solver["warmup_iterations"]
+    if iterations is None:
+        iterations = max(1, round(solver["epochs"] * per_epoch))
+    if warmup is None:
+        warmup = round(solver["warmup_epochs"] * per_epoch)
+    return iterations, warmup
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:

@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from backbones.checkpoints import read_tensors, write_tensors
@@ -34,6 +36,8 @@ from tasks.pretraining.dalle import LAYOUT, DalleEncoder, load_dalle
 from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
 
 FORMAT = "mae-bench-tokenizer"
+# What builds a tokenizer, in recipes and in headers.
+SIZES = ("stride", "num_codes", "width", "depth")
 
 
 class Residual(nn.Module):
@@ -111,38 +115,43 @@ class Tokenizer(nn.Module):
     @property
     def sizes(self) -> dict[str, int]:
         """The arguments that build it again."""
-        return {
-            "stride": self.stride,
-            "num_codes": self.num_codes,
-            "width": self.width,
-            "depth": self.depth,
-        }
+        return {name: getattr(self, name) for name in SIZES}
 
 
 class TokenizerTraining(BaseModel):
-    """Gumbel-softmax training of a tokenizer inside mmengine's loop."""
+    """Gumbel-softmax training of a tokenizer inside mmengine's loop.
 
-    def __init__(
-        self, tokenizer: Tokenizer, iterations: int, final_temperature: float, prior: float
-    ):
+    Args:
+        prior: weight of the KL term.
+
+    Attributes:
+        temperature: of the relaxation; `Cooling` sets it before each step.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prior: float):
         super().__init__()
-        self.tokenizer = tokenizer
-        self.prior = prior
-        self.cooling = math.log(final_temperature) / iterations
-        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.tokenizer, self.prior, self.temperature = tokenizer, prior, 1.0
 
     def forward(self, images: Tensor, labels: Tensor, mode: str = "loss") -> dict[str, Tensor]:
         """Losses of a batch of normalised images (B, 3, H, W)."""
         images = denormalise(images)
         logits = self.tokenizer.logits(images).float()
-        temperature = math.exp(self.cooling * int(self.step))
-        self.step += 1
-        soft = F.gumbel_softmax(logits, tau=temperature, dim=1)
+        soft = F.gumbel_softmax(logits, tau=self.temperature, dim=1)
         reconstruction = F.mse_loss(self.tokenizer.decode(soft).float(), images)
         log_q = logits.log_softmax(dim=1)
         # KL of the posterior from the uniform prior, per id.
         kl = (log_q.exp() * (log_q + math.log(self.tokenizer.num_codes))).sum(1).mean()
         return {"loss_reconstruction": reconstruction, "loss_prior": self.prior * kl}
+
+
+class Cooling(Hook):
+    """Lowers the temperature exponentially, from 1 at step 0 to `final` after the last."""
+
+    def __init__(self, training: TokenizerTraining, iterations: int, final: float):
+        self.training, self.rate = training, math.log(final) / iterations
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.training.temperature = math.exp(self.rate * runner.iter)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
@@ -221,16 +230,11 @@ def run(job: Job) -> Outcome:
     data, model = job.recipe["data"], job.recipe["model"]
     engine.seed_all(job.run.seed, 0)
     train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
-    tokenizer = Tokenizer(
-        stride=model["stride"], num_codes=model["num_codes"], width=model["width"]
-    )
-    training = TokenizerTraining(
-        tokenizer,
-        job.recipe["solver"]["iterations"],
-        model["final_temperature"],
-        model["prior"],
-    )
-    trained = engine.fit(job, training, None, train_set)
+    tokenizer = Tokenizer(**{name: model[name] for name in SIZES})
+    training = TokenizerTraining(tokenizer, model["prior"])
+    iterations, _ = engine.duration(job.recipe["solver"], len(train_set))
+    cooling = Cooling(training, iterations, model["final_temperature"])
+    trained = engine.fit(job, training, None, train_set, hooks=[cooling])
     save_tokenizer(tokenizer, job.folder / "tokenizer.safetensors")
     metrics, picture = _score(tokenizer, val_set, job)
     return Outcome(
