@@ -8,7 +8,7 @@ from tasks.engine.averaging import WeightAverage
 from tasks.engine.loop import Reporter
 from tasks.engine.order import PositionSampler, PositionSeeded, batch_rand, seed_all
 from tasks.engine.output import header, pretraining_facts
-from tasks.engine.schedules import LearningRate, cosine_lr, polynomial_lr, scaled_lr
+from tasks.engine.schedules import LearningRate, cosine_lr, duration, polynomial_lr, scaled_lr
 from tasks.engine.solver import fit, stack, top1
 from tasks.engine.state import load_state, save_state
 from tasks.engine.training import Trained, train
@@ -23,6 +23,7 @@ __all__ = [
     "WeightAverage",
     "batch_rand",
     "cosine_lr",
+    "duration",
     "fit",
     "header",
     "load_state",

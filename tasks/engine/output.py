@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from backbones.vit import VisionTransformer
 from mae_bench.job import Job
+from tasks.engine.schedules import duration
 from tasks.engine.training import Trained
 
 
@@ -29,6 +30,6 @@ def pretraining_facts(
     return {
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "training_images": size,
-        "epochs": solver["iterations"] * solver["batch_size"] / size,
+        "epochs": duration(solver, size)[0] * solver["batch_size"] / size,
         **trained.facts,
     }

@@ -17,7 +17,7 @@ from backbones.vit import VisionTransformer
 from mae_bench.errors import unknown
 from mae_bench.job import Job
 from tasks import distributed
-from tasks.engine.schedules import cosine_lr, scaled_lr
+from tasks.engine.schedules import cosine_lr, duration, scaled_lr
 from tasks.engine.training import Trained, train
 
 # Keys of `solver` that a recipe need not have, with the defaults of `train`.
@@ -34,9 +34,10 @@ def fit(
 ) -> Trained:
     """Train as the recipe's `solver` section says, and leave `parameters.csv` in the run's folder.
 
-    The section has iterations, batch_size, base_lr (per 256 images), min_lr, warmup_iterations,
-    optimizer ("adamw", "lars"), betas, weight_decay, layer_decay, amp, num_workers, save_every, and
-    may have accumulation, activation_checkpointing, compile, prefetch (see `train`).
+    The section has iterations and warmup_iterations (or epochs, see `duration`), batch_size,
+    base_lr (per 256 images), min_lr, optimizer ("adamw", "lars"), betas, weight_decay, layer_decay,
+    amp, num_workers, save_every, and may have accumulation, activation_checkpointing, compile,
+    prefetch (see `train`).
 
     Args:
         encoder: the part of `model` that layer-wise decay knows; None when there is none.
@@ -45,6 +46,7 @@ def fit(
     """
     solver = job.recipe["solver"]
     lr = scaled_lr(solver["base_lr"], solver["batch_size"])
+    iterations, warmup = duration(solver, len(dataset))  # type: ignore[arg-type]
     rules = parameter_rules(
         model, encoder, solver["weight_decay"], solver["layer_decay"], decay_rule
     )
@@ -55,12 +57,12 @@ def fit(
         model,
         dataset,
         parameter_groups(model, rules, lr),
-        iterations=solver["iterations"],
+        iterations=iterations,
         batch_size=solver["batch_size"],
         schedule=partial(
             cosine_lr,
-            total=solver["iterations"],
-            warmup=solver["warmup_iterations"],
+            total=iterations,
+            warmup=warmup,
             peak=lr,
             floor=solver["min_lr"],
         ),
