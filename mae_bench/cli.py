@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mae_bench.errors import UserError, unknown
-from mae_bench.plan import TABLES, check_scale
+from mae_bench.plan import TABLES, TOKENIZER_INIT, check_scale
 from mae_bench.progress import make_console
 from mae_bench.recipes import list_recipes, parse_override
 from mae_bench.records import Scale, Setting
@@ -104,6 +104,9 @@ def reproduce(
 @app.command()
 def pretrain(
     target: Annotated[str, typer.Option(help="What MAE reconstructs.")] = "norm-pixel",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="For the target dvae-token: ours, or DALL-E's encoder.")
+    ] = None,
     backbone: Backbone = MINI_BACKBONE,
     scale: ScaleName = "mini",
     seed: Seed = 0,
@@ -120,7 +123,8 @@ def pretrain(
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     single = Single(init=f"mae-{target}", backbone=_backbone(backbone))
-    _single(single, scale, seed, data_root, work_dir, overrides, dry_run, smoke, force, {})
+    inits = {TOKENIZER_INIT: tokenizer} if tokenizer else {}
+    _single(single, scale, seed, data_root, work_dir, overrides, dry_run, smoke, force, inits)
 
 
 @app.command()
@@ -165,7 +169,8 @@ def status(work_dir: WorkDir = WORK_DIR) -> None:
     from mae_bench.workspace import Workspace
 
     workspace = Workspace(work_dir)
-    make_console().print(overview.status(Request.read(workspace).plan(), workspace))
+    view = overview.status(Request.read(workspace).plan(), workspace)
+    make_console().print(overview.render_status(view))
 
 
 @app.command()

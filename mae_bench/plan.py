@@ -17,6 +17,8 @@ from tasks import TASK_VERSIONS, TASKS, data
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
 TABLES = tuple(sorted(path.stem for path in (CONFIGS / "tables").glob("[a-z]*.py")))
+# What `--init` calls the tokenizer: it has no row of its own in any table.
+TOKENIZER_INIT = "tokenizer"
 GROUPS = {"transfer": ("table4", "table5", "table6", "table7"), "all": TABLES}
 
 
@@ -151,7 +153,7 @@ def plan_pretraining(planner: Planner, init: str, backbone: str, seed: int) -> P
 
 
 def _add_rows(tables: Sequence[Table], inits: Iterable[str]) -> list[Table]:
-    known = {row.init for table in tables for row in table.rows}
+    known = {TOKENIZER_INIT} | {row.init for table in tables for row in table.rows}
     new = tuple(Row(init=name, title=name) for name in inits if name not in known)
     return [table.model_copy(update={"rows": table.rows + new}) for table in tables]
 
@@ -282,9 +284,13 @@ class Planner:
             return {}
         upstream = {}
         if made.needs_tokenizer:
-            tokenizer = self._pretrain("tokenizer", TOKENIZER, backbone, seed, {})
-            upstream["tokenizer"] = Upstream(run_id=tokenizer)
+            upstream["tokenizer"] = self._tokenizer(backbone, seed)
         return {"backbone": Upstream(run_id=self._pretrain(init, made, backbone, seed, upstream))}
+
+    def _tokenizer(self, backbone: str, seed: int) -> Upstream:
+        if TOKENIZER_INIT in self.inits:
+            return self.inits[TOKENIZER_INIT]
+        return Upstream(run_id=self._pretrain(TOKENIZER_INIT, TOKENIZER, backbone, seed, {}))
 
     def _pretrain(
         self, name: str, init: Init, backbone: str, seed: int, upstream: dict[str, Upstream]

@@ -213,6 +213,16 @@ def test_init_from_file_is_known_by_content(tmp_path) -> None:
     assert ids[0] == ids[1] and not ids[0] & ids[2]
 
 
+def test_tokenizer_from_file_replaces_its_training(tmp_path) -> None:
+    path = tmp_path / "encoder.pkl"
+    path.write_bytes(b"weights")
+    found = plan("table7", inits={"tokenizer": path})
+    assert "tokenizer" not in {run.run.task for run in found.runs}
+    made = next(run.run for run in found.runs if run.run.init == "mae-dvae-token")
+    assert made.upstream["tokenizer"].checkpoint == str(path)
+    assert all(row.init != "tokenizer" for table in found.tables for row in table.rows)
+
+
 def test_init_refuses(tmp_path) -> None:
     with pytest.raises(UserError, match=r"--init mine=.*no such file"):
         plan(inits={"mine": tmp_path / "none.pth"})
