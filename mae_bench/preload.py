@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import warnings
 
 import mae_bench.runner  # noqa: F401
@@ -43,4 +44,7 @@ def preload(names: list[str]) -> None:
 
 
 if VARIABLE in os.environ:
+    # Who ends a whole group of processes wants the runs to stop, which the launcher sees to. Were
+    # the server gone, the launcher would take all of them for dead.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     preload(os.environ[VARIABLE].split())

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
@@ -26,11 +25,11 @@ from mae_bench import ranks
 from mae_bench.plan import PlannedRun
 from mae_bench.records import Record
 from mae_bench.runner import Site, execute, make_record, save
+from mae_bench.worker import Ending, Execute, perform
 
 LOCAL = "127.0.0.1"
 # Rank 0 ends last but for clean-up.
 SECONDS_AFTER_RANK_0 = 60.0
-Execute = Callable[[PlannedRun, Site], Record | None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Processes:
     work: Execute = execute
 
     def __call__(self, planned: PlannedRun, site: Site) -> Record | None:
-        """Return the record; None if the run was stopped, to be continued."""
+        """Return the record; without one, end this process as `worker.perform` would."""
         ranks.become({}, "")
         if self.number == 1:
             return self.work(planned, site)
@@ -61,6 +60,9 @@ class Processes:
         for member in members:
             member.start()
         death = _wait(members)
+        for member in members:
+            if member.exitcode in set(Ending):
+                sys.exit(member.exitcode)
         if death:
             record = make_record(planned.run, site, started, error=death)
             save(record, site.workspace.folder(planned.run.id))
@@ -81,13 +83,17 @@ def _member(
     work: Execute, planned: PlannedRun, site: Site, variables: dict[str, str], attempt: str
 ) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     ranks.become(variables, attempt)
-    record = work(planned, site)
-    sys.exit(record is not None and record.status != "ok")
+    try:
+        code = int(perform(work, planned, site).status != "ok")
+    except SystemExit as end:
+        # All stop together, but rank 0 has a state to save first.
+        code = 0 if end.code == Ending.STOPPED and ranks.rank() > 0 else int(end.code or 0)
+    sys.exit(code)
 
 
-def die_with_parent() -> None:
+def _die_with_parent() -> None:
     """End this process when the one that started it is gone, however it went (`kill -9` too)."""
     parent = parent_process()
     if parent is not None:

@@ -6,32 +6,39 @@ import hashlib
 import json
 import os
 import random
+import re
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae_bench import provenance, ranks
-from mae_bench.errors import UserError
-from mae_bench.job import PREVIOUS_STATE_FILE, STATE_FILE, Job, write_atomically
+from mae_bench.accumulation import Accumulation, is_out_of_memory
+from mae_bench.errors import UserError, is_disk_full, naming_full_disk
+from mae_bench.job import PREVIOUS_STATE_FILE, STATE_FILE, Job, Stopped, write_atomically
 from mae_bench.plan import PlannedRun
 from mae_bench.provenance import Meter, Usage, utc
 from mae_bench.records import Outcome, Record, Run
 from mae_bench.workspace import Workspace
 from tasks import TASKS, data
 
-# One thread a run: sums keep their order, so a result depends neither on --workers nor on the
-# number of cores, and a resumed run repeats the interrupted one bit by bit.
-THREADS = {
+# For a run's process. One thread: sums keep their order, so a result depends neither on --workers
+# nor on the number of cores, and a resumed run repeats the interrupted one bit by bit. No random
+# hashes: sets of names have the same order every time.
+ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
 }
-ERROR_LINES = 6
+LOG_LINES = 20
+TRACEBACK_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -48,74 +55,119 @@ class Site:
         return Workspace(self.work_dir)
 
 
-def execute(planned: PlannedRun, site: Site) -> Record:
+class TryAgain(Exception):
+    """The run did not fit in the GPU's memory; in a new process it takes smaller micro-batches."""
+
+
+def execute(planned: PlannedRun, site: Site, wait: bool = True) -> Record | None:
     """Do one run unless it is done; returns its record, also when the run failed.
 
     An interrupted run is called again in the same folder and continues from what it left there.
-    Call it in a process of its own: it takes over stdout, stderr and the random generators. Where
-    several processes share the run (see `ranks`), each calls it; rank 0 writes the record.
+    Call it in a process of its own: it takes over stdout, stderr, SIGTERM and the random
+    generators. Where several processes share the run (see `ranks`), each calls it; rank 0 writes
+    the record.
+
+    Returns:
+        None if SIGTERM asked it to stop: its state is saved.
+
+    Raises:
+        claims.Claimed: another worker has the run, and `wait` is off.
+        TryAgain: call it again, in a new process.
+        NoSpace: the disk is full; a later call continues.
     """
-    if ranks.rank() > 0:
-        return _assist(planned, site)
-    run, workspace = planned.run, site.workspace
-    with workspace.claim(run.id) as spent:
-        done = workspace.record(run.id)
-        if done and done.status == "ok":
-            return done
-        folder = workspace.folder(run.id)
-        (folder / "record.json").unlink(missing_ok=True)
-        started, meter = time.time(), Meter(fresh=not spent)
-        with _log_to(folder / "log.txt"):
-            print(f"{run.label} ({run.id}), started {utc(started)}", flush=True)
-            try:
-                outcome = _train(run, folder, site)
-                record = make_record(run, site, started, outcome, None, meter.read(), spent)
-            except Exception as failure:
-                traceback.print_exc()
-                reason = ranks.blame(folder, _reason(failure))
-                record = make_record(run, site, started, None, reason, meter.read(), spent)
-        save(record, folder)
-        if record.status == "ok":
-            # Weights and optimizer twice the size of the checkpoint, which nobody continues from.
-            for name in (STATE_FILE, PREVIOUS_STATE_FILE):
-                (folder / name).unlink(missing_ok=True)
-        return record
+    run, folder = planned.run, site.workspace.folder(planned.run.id)
+    with naming_full_disk(folder):
+        if ranks.rank() > 0:
+            return _assist(run, folder, site)
+        with site.workspace.claim(run.id, wait) as spent:
+            done = site.workspace.record(run.id)
+            if done:
+                return done
+            record = _attempt(run, folder, site, spent)
+            if record:
+                save(record, folder)
+            if record and record.status == "ok":
+                # Weights and optimizer twice the size of the checkpoint, which nobody continues
+                # from.
+                for name in (STATE_FILE, PREVIOUS_STATE_FILE):
+                    (folder / name).unlink(missing_ok=True)
+            return record
 
 
-def _assist(planned: PlannedRun, site: Site) -> Record:
+def _assist(run: Run, folder: Path, site: Site) -> Record | None:
     """Do another rank's part of a run.
 
     Only a failure leaves a record, since it may take rank 0 along.
     """
-    run, workspace = planned.run, site.workspace
-    folder = workspace.folder(run.id)
-
-    def done() -> Record | None:
-        record = workspace.record(run.id)
-        return record if record and record.status == "ok" else None
-
-    ranks.await_summons(folder, lambda: done() is not None)
-    if found := done():
+    workspace = site.workspace
+    ranks.await_summons(folder, lambda: workspace.record(run.id) is not None)
+    if found := workspace.record(run.id):
         return found
-    started, meter = time.time(), Meter(fresh=False)
-    with _log_to(folder / ranks.log_name()):
-        try:
-            outcome = _train(run, folder, site)
-            return make_record(run, site, started, outcome, None, meter.read())
-        except Exception as failure:
-            traceback.print_exc()
-            reason = ranks.blame(folder, _reason(failure))
-            record = make_record(run, site, started, None, reason, meter.read())
-    save(record, folder)
+    record = _attempt(run, folder, site, spent=0.0)
+    if record and record.status == "failed":
+        save(record, folder)
     return record
 
 
-def _reason(failure: Exception) -> str:
-    """What the record says: the message for bad input, else the end of the traceback."""
+def _attempt(run: Run, folder: Path, site: Site, spent: float) -> Record | None:
+    """Train and score, whatever comes of it; None if asked to stop.
+
+    Args:
+        spent: seconds of earlier attempts.
+    """
+    started, meter = time.time(), Meter(fresh=not spent)
+    micro, log = Accumulation.read(folder), folder / ranks.log_name()
+    with _log_to(log), _heeding_sigterm() as should_stop:
+        print(f"{run.label} ({run.id}), started {utc(started)}", flush=True)
+        try:
+            outcome = _train(run, folder, site, micro, should_stop)
+            return make_record(run, site, started, outcome, None, meter.read(), spent)
+        except Stopped:
+            print("stopped, to be continued", flush=True)
+            return None
+        except Exception as failure:
+            if is_disk_full(failure):
+                raise
+            reason = _reason(failure, log)
+            traceback.print_exc()
+            _take_less_memory(run, folder, micro, failure)
+            reason = ranks.blame(folder, reason)
+            return make_record(run, site, started, None, reason, meter.read(), spent)
+
+
+def _take_less_memory(run: Run, folder: Path, micro: Accumulation, failure: Exception) -> None:
+    """Have the run repeated with smaller micro-batches if that is what it, or a rank of it, needs.
+
+    Raises:
+        TryAgain: it is.
+    """
+    if is_out_of_memory(failure):
+        said = str(failure).partition("\n")[0]
+        smaller = micro.more(run.recipe_values, ranks.world_size(), said)
+        if smaller:
+            smaller.save(folder)
+    if Accumulation.read(folder) != micro:
+        raise TryAgain from failure
+
+
+def _reason(failure: Exception, log: Path) -> str:
+    """What the record says: the message for bad input, else the log's end and the traceback."""
     if isinstance(failure, UserError):
         return str(failure)
     lines = "".join(traceback.format_exception(failure)).strip().splitlines()
-    return "\n".join(lines[-ERROR_LINES:])
+    return "\n".join([*last_lines(log), *lines[-TRACEBACK_LINES:]])
+
+
+def last_lines(log: Path) -> list[str]:
+    """Return the end of what the last attempt at a run has written to its log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 200 * LOG_LINES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    began = [index for index, line in enumerate(lines) if re.search(r"\), started \S+$", line)]
+    return lines[began[-1] + 1 if began else 0 :][-LOG_LINES:]
 
 
 def save(record: Record, folder: Path) -> None:
@@ -124,7 +176,9 @@ def save(record: Record, folder: Path) -> None:
     write_atomically(folder / "record.json", record.model_dump_json(indent=1), durable=True)
 
 
-def _train(run: Run, folder: Path, site: Site) -> Outcome:
+def _train(
+    run: Run, folder: Path, site: Site, micro: Accumulation, should_stop: Callable[[], bool]
+) -> Outcome:
     config = {"id": run.id, "run": run.model_dump(mode="json"), "data_root": str(site.data_root)}
     write_atomically(folder / "config.json", json.dumps(config, indent=1))
     upstream = _upstream(run, site.workspace)
@@ -132,10 +186,10 @@ def _train(run: Run, folder: Path, site: Site) -> Outcome:
     ranks.summon(folder)
     task = TASKS[run.task]
     _seed(run.seed)
-    outcome = task(Job(run, folder, site.data_root, upstream))
+    outcome = task(Job(run, folder, site.data_root, upstream, micro.factor, should_stop))
     ranks.leave()
     assert isinstance(outcome, Outcome), f"task {run.task} returned {type(outcome).__name__}"
-    return outcome
+    return outcome.model_copy(update={"facts": {**outcome.facts, **micro.facts()}})
 
 
 def _upstream(run: Run, workspace: Workspace) -> dict[str, Path]:
@@ -167,6 +221,20 @@ def _seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[Callable[[], bool]]:
+    """Make SIGTERM a wish: yields whether it has come. Only the main thread can have signals."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

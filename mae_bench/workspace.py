@@ -109,6 +109,12 @@ class Workspace:
             except claims.Claimed:
                 raise self._in_use(run_id) from None
 
+    def forgive(self, run_ids: Iterable[str]) -> None:
+        """Have runs that failed repeated: their records go, what they saved to continue stays."""
+        for run_id, record in self.records(run_ids).items():
+            if record.status == "failed" and not self.is_claimed(run_id):
+                (self.folder(run_id) / "record.json").unlink(missing_ok=True)
+
     def _in_use(self, run_id: str) -> UserError:
         claim = claims.current(self.folder(run_id))
         by = f" by process {claim.holder.pid} on {claim.holder.host}" if claim else ""

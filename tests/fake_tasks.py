@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mae_bench.job import STATE_FILE, Job, write_atomically
+from mae_bench.job import STATE_FILE, Job, Stopped, write_atomically
 from mae_bench.launchers import local
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.progress import Board
@@ -19,7 +19,7 @@ from mae_bench.runner import Site, execute
 from mae_bench.workspace import Workspace
 from tasks import TASKS, data
 
-DEFAULTS = {"steps": 3, "seconds": 0.0, "raises": None, "signal": None, "threads_file": None}
+DEFAULTS = {"steps": 3, "seconds": 0.0, "raises": None, "signal": None, "aborts": False}
 
 
 def register() -> None:
@@ -35,6 +35,10 @@ def run(job: Job) -> Outcome:
         raise ValueError(recipe["raises"])
     if recipe["signal"]:
         os.kill(os.getpid(), recipe["signal"])
+    if recipe["aborts"]:
+        print("about to abort", flush=True)
+        os.abort()
+    _allocate(job)
     checkpoint = job.folder / STATE_FILE
     start, value = json.loads(checkpoint.read_text()) if checkpoint.is_file() else (0, 0.0)
     for step in range(start, recipe["steps"]):
@@ -43,6 +47,8 @@ def run(job: Job) -> Outcome:
         with (job.folder / "steps.txt").open("a") as file:
             file.write(f"{step}\n")
         job.report("train", step + 1, recipe["steps"], loss=value)
+        if job.should_stop():
+            raise Stopped
         time.sleep(recipe["seconds"])
     upstream = sum(len(path.read_bytes()) for path in job.upstream.values())
     (job.folder / "weights.bin").write_bytes(b"weights")
@@ -53,14 +59,33 @@ def run(job: Job) -> Outcome:
     )
 
 
-def execute_fake(planned: PlannedRun, site: Site) -> Record:
+def _allocate(job: Job) -> None:
+    """Fail as torch does when more samples come at once than the recipe says that a GPU holds."""
+    solver = job.recipe.get("solver", {})
+    samples = solver.get("batch_size", 1) // job.accumulation
+    if samples > solver.get("fits", samples):
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 TiB.\nMore text.")
+
+
+def execute_fake(planned: PlannedRun, site: Site) -> Record | None:
     """Execute in a worker process, which knows no fake task yet."""
     register()
-    return execute(planned, site)
+    return execute(planned, site, wait=False)
 
 
-def fake_run(name: str, needs: tuple[PlannedRun, ...] = (), **recipe: Any) -> PlannedRun:
+def fake_run(
+    name: str,
+    needs: tuple[PlannedRun, ...] = (),
+    solver: dict[str, int] | None = None,
+    seed: int = 0,
+    **recipe: Any,
+) -> PlannedRun:
     """Return a planned run of the fake task; `name` becomes its init."""
+    values: dict[str, object] = {"fake": {**DEFAULTS, **recipe}}
+    if solver:
+        values["solver"] = solver
     upstream = {str(index): Upstream(run_id=need.run.id) for index, need in enumerate(needs)}
     fake = Run(
         task="fake",
@@ -70,9 +95,9 @@ def fake_run(name: str, needs: tuple[PlannedRun, ...] = (), **recipe: Any) -> Pl
         backbone="none",
         init=name,
         recipe="fake/fake",
-        recipe_values={"fake": {**DEFAULTS, **recipe}},
+        recipe_values=values,
         upstream=upstream,
-        seed=0,
+        seed=seed,
     )
     return PlannedRun(fake, tuple(need.run.id for need in needs))
 
@@ -82,11 +107,13 @@ def fake_plan(*runs: PlannedRun) -> Plan:
     return Plan("mini", runs, asked=tuple(planned.run.id for planned in runs))
 
 
-def launch(plan: Plan, work_dir: Path, workers: int = 2) -> Board:
+def launch(plan: Plan, work_dir: Path, workers: int = 2, retry_failed: bool = False) -> Board:
     """Execute a plan's missing runs; returns the board that watched."""
     register()
     workspace = Workspace(work_dir)
     workspace.create()
+    if retry_failed:
+        workspace.forgive(planned.run.id for planned in plan.runs)
     done = [run_id for run_id, state in workspace.states(plan).items() if state == "ok"]
     board = Board(plan, workspace, done, workers)
     local(plan, Site(work_dir, work_dir / "data"), workers, board, done, work=execute_fake)

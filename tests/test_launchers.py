@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from fake_tasks import AFTER, LONG, fake_plan, fake_run, launch
 from rich.console import Console
 from rich.text import Text
 
+from mae_bench.claims import current
 from mae_bench.errors import UserError
-from mae_bench.launchers import Schedule, check_launcher, local
+from mae_bench.launchers import check_launcher, local
 from mae_bench.overview import status
-from mae_bench.plan import PlannedRun
-from mae_bench.progress import make_board
-from mae_bench.runner import Site
+from mae_bench.progress import Board, make_board
+from mae_bench.records import Outcome
+from mae_bench.runner import Site, make_record, save
 from mae_bench.workspace import Workspace
 
 
@@ -31,67 +33,6 @@ def fake_task():
     fake_tasks.register()
     yield
     del fake_tasks.TASKS._entries["fake"], fake_tasks.data.DATASETS["fake-data"]
-
-
-def chain(name: str, length: int) -> list[PlannedRun]:
-    runs: list[PlannedRun] = []
-    for index in range(length):
-        runs.append(fake_run(f"{name}{index}", needs=tuple(runs[-1:])))
-    return runs
-
-
-def pop_all(schedule: Schedule) -> list[str]:
-    found = []
-    while planned := schedule.pop():
-        found.append(planned.run.init)
-    return found
-
-
-def test_longest_way_first() -> None:
-    runs = [*chain("short", 1), *chain("long", 3), *chain("middle", 2)]
-    assert pop_all(Schedule(runs, [], {})) == ["long0", "middle0", "short0"]
-
-
-def test_measured_seconds_decide() -> None:
-    runs = [*chain("a", 3), *chain("b", 1)]
-    assert pop_all(Schedule(runs, [], {runs[-1].run.id: 10.0})) == ["b0", "a0"]
-
-
-def test_nothing_starts_before_what_it_needs() -> None:
-    runs = chain("a", 3)
-    schedule = Schedule(runs, [], {})
-    for planned in runs:
-        assert schedule.pop() == planned
-        assert schedule.pop() is None
-        schedule.succeed(planned.run.id)
-
-
-def test_two_needs_must_both_be_met() -> None:
-    first, second = fake_run("first"), fake_run("second")
-    both = fake_run("both", needs=(first, second))
-    schedule = Schedule([first, second, both], [], {})
-    pop_all(schedule)
-    schedule.succeed(first.run.id)
-    assert schedule.pop() is None
-    schedule.succeed(second.run.id)
-    assert schedule.pop() == both
-
-
-def test_what_is_done_is_neither_run_nor_waited_for() -> None:
-    first, second = chain("a", 2)
-    assert pop_all(Schedule([first, second], [first.run.id], {})) == ["a1"]
-
-
-def test_failure_takes_all_that_follows_once_and_for_good() -> None:
-    first, second = fake_run("first"), fake_run("second")
-    both = fake_run("both", needs=(first, second))
-    last = fake_run("last", needs=(both,))
-    schedule = Schedule([first, second, both, last], [], {})
-    pop_all(schedule)
-    assert [run.init for run in schedule.fail(first.run.id)] == ["both", "last"]
-    assert schedule.fail(second.run.id) == []
-    schedule.succeed(second.run.id)
-    assert schedule.pop() is None
 
 
 def test_unknown_launcher() -> None:
@@ -138,24 +79,54 @@ def test_a_failing_run_blocks_only_what_needs_it(tmp_path) -> None:
     assert "Traceback" in log.read_text() and "no such luck" in log.read_text()
 
 
-def test_a_failed_run_is_tried_again(tmp_path) -> None:
+def test_a_failed_run_is_repeated_on_request_only(tmp_path) -> None:
     bad = fake_run("bad", raises="no such luck")
-    workspace = Workspace(tmp_path)
-    launch(fake_plan(bad), tmp_path)
+    plan, workspace = fake_plan(bad, fake_run("after", needs=(bad,))), Workspace(tmp_path)
+    launch(plan, tmp_path)
     record = workspace.folder(bad.run.id) / "record.json"
     first = record.stat().st_mtime_ns
-    launch(fake_plan(bad), tmp_path)
+    board = launch(plan, tmp_path)
+    assert record.stat().st_mtime_ns == first
+    assert (len(board.failed), len(board.waiting), len(board.active)) == (2, 0, 0)
+    launch(plan, tmp_path, retry_failed=True)
     assert record.stat().st_mtime_ns > first
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_crash_takes_one_run_only(tmp_path, number) -> None:
-    dies = fake_run("dies", signal=int(number))
+    aborts = number == signal.SIGABRT
+    dies = fake_run("dies", aborts=True) if aborts else fake_run("dies", signal=int(number))
     plan = fake_plan(dies, fake_run("lives"), fake_run("blocked", needs=(dies,)))
     launch(plan, tmp_path, workers=1)
     states = list(Workspace(tmp_path).states(plan).values())
     assert states[0].startswith("failed: ") and number.name in states[0]
     assert states[1:] == ["ok", "blocked"]
+    error = Workspace(tmp_path).record(dies.run.id).error
+    if aborts:
+        # What it printed, and the traceback that it left in the log.
+        assert "about to abort" in error and 'fake_tasks.py", line' in error
+
+
+def test_out_of_gpu_memory_is_tried_with_smaller_micro_batches(tmp_path) -> None:
+    large = fake_run("large", solver={"batch_size": 24, "fits": 5})
+    hopeless = fake_run("hopeless", solver={"batch_size": 4, "fits": 0})
+    launch(fake_plan(large, hopeless), tmp_path)
+    records = Workspace(tmp_path).records()
+    outcome = records[large.run.id].outcome
+    # 24, 12 and 6 samples at a time do not fit; 24 / 8 = 3 do.
+    assert outcome.facts["accumulation"] == 8
+    reasons = outcome.facts["out_of_gpu_memory"]
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        "micro-batch of 24",
+        "micro-batch of 12",
+        "micro-batch of 6",
+    ]
+    assert reasons[0].endswith("CUDA out of memory. Tried to allocate 9.00 TiB.")
+    assert records[hopeless.run.id].status == "failed"
+    assert "CUDA out of memory" in records[hopeless.run.id].error
+    small = fake_run("small", solver={"batch_size": 24, "fits": 24})
+    launch(fake_plan(small), tmp_path)
+    assert "accumulation" not in Workspace(tmp_path).record(small.run.id).outcome.facts
 
 
 def test_results_do_not_depend_on_workers(tmp_path) -> None:
@@ -169,19 +140,60 @@ def test_results_do_not_depend_on_workers(tmp_path) -> None:
     assert all(outcome.facts["omp_threads"] == "1" for outcome in outcomes[0].values())
 
 
+SHARE = """
+import sys; from pathlib import Path; import fake_tasks as f
+f.launch(f.fake_plan(*(f.fake_run(f"run{i}", steps=10, seconds=0.05) for i in range(12))),
+         Path(sys.argv[1]))
+"""
+
+
 @pytest.mark.slow
-def test_two_launches_at_once_share_the_work(tmp_path) -> None:
-    run = fake_run("slow", steps=40, seconds=0.05)
-    script = (
-        "import sys; from pathlib import Path; import fake_tasks as f\n"
-        "f.launch(f.fake_plan(f.fake_run('slow', steps=40, seconds=0.05)), Path(sys.argv[1]))"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", script, tmp_path], env=environment())]
-    processes.append(subprocess.Popen([sys.executable, "-c", script, tmp_path], env=environment()))
-    assert [process.wait(120) for process in processes] == [0, 0]
-    assert Workspace(tmp_path).states(fake_plan(run)) == {run.run.id: "ok"}
-    steps = (Workspace(tmp_path).folder(run.run.id) / "steps.txt").read_text().split()
-    assert steps == [str(step) for step in range(40)]
+def test_four_commands_at_once_share_the_work(tmp_path) -> None:
+    runs = [fake_run(f"run{index}", steps=10, seconds=0.05) for index in range(12)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SHARE, tmp_path], env=environment())
+        for _ in range(4)
+    ]
+    assert [process.wait(240) for process in processes] == [0] * 4
+    workspace = Workspace(tmp_path)
+    assert set(workspace.states(fake_plan(*runs)).values()) == {"ok"}
+    for run in runs:
+        folder = workspace.folder(run.run.id)
+        assert (folder / "steps.txt").read_text().split() == [str(step) for step in range(10)]
+        assert (folder / "log.txt").read_text().count("started") == 1
+
+
+def test_a_run_of_another_command_is_waited_for_and_its_record_taken(tmp_path) -> None:
+    mine, other = fake_run("mine"), fake_run("other")
+    plan, workspace = fake_plan(other, mine, fake_run("after", needs=(other,))), Workspace(tmp_path)
+    workspace.create()
+    release = threading.Event()
+
+    def work_elsewhere() -> None:
+        with workspace.claim(other.run.id):
+            claimed.set()
+            release.wait(60)
+            record = make_record(
+                other.run, Site(tmp_path, tmp_path), time.time(), Outcome(metrics={})
+            )
+            save(record, workspace.folder(other.run.id))
+
+    claimed = threading.Event()
+    thread = threading.Thread(target=work_elsewhere)
+    thread.start()
+    claimed.wait(60)
+
+    class Watcher(Board):
+        def finished(self, run, record) -> None:
+            super().finished(run, record)
+            release.set()
+
+    board = Watcher(plan, workspace, [], 1)
+    local(plan, Site(tmp_path, tmp_path / "data"), 1, board, work=fake_tasks.execute_fake)
+    thread.join()
+    # One worker: it did its own run while the other's was going on, and did not repeat that.
+    assert board.done == {run.run.id for run in plan.runs} - {plan.runs[2].run.id} or board.failed
+    assert workspace.record(other.run.id).outcome.metrics == {}
 
 
 def environment() -> dict[str, str]:
@@ -225,7 +237,7 @@ def undisturbed(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["launcher", "run", "ctrl-c"])
+@pytest.mark.parametrize("victim", ["launcher", "run", "ctrl-c", "ctrl-c twice", "sigterm"])
 def test_killed_at_any_moment_it_continues_and_ends_the_same(tmp_path, undisturbed, victim) -> None:
     process = start_program(tmp_path)
     workspace = Workspace(tmp_path)
@@ -235,18 +247,23 @@ def test_killed_at_any_moment_it_continues_and_ends_the_same(tmp_path, undisturb
         process.wait(20)
         wait_until_gone(family)
         assert workspace.record(LONG.run.id) is None
-    elif victim == "ctrl-c":
-        os.killpg(process.pid, signal.SIGINT)
+    elif victim == "run":
+        os.kill(current(workspace.folder(LONG.run.id)).holder.pid, signal.SIGKILL)
+        assert process.wait(60) == 0
+        assert "SIGKILL" in workspace.record(LONG.run.id).error
+    else:
+        number = signal.SIGTERM if victim == "sigterm" else signal.SIGINT
+        os.killpg(process.pid, number)
+        if victim == "ctrl-c twice":
+            time.sleep(0.01)
+            os.killpg(process.pid, number)
         assert process.wait(20) == 130
         wait_until_gone(family)
         assert workspace.record(LONG.run.id) is None
-    else:
-        claim = (workspace.folder(LONG.run.id) / ".claim").read_text()
-        os.kill(json.loads(claim)["pid"], signal.SIGKILL)
-        assert process.wait(60) == 0
-        assert "SIGKILL" in workspace.record(LONG.run.id).error
+        log = (workspace.folder(LONG.run.id) / "log.txt").read_text()
+        assert victim == "ctrl-c twice" or "stopped, to be continued" in log
     assert not workspace.is_claimed(LONG.run.id)
-    launch(fake_plan(LONG, AFTER), tmp_path)
+    launch(fake_plan(LONG, AFTER), tmp_path, retry_failed=True)
     found = {run_id: record.outcome for run_id, record in workspace.records().items()}
     assert found == undisturbed
     steps = (workspace.folder(LONG.run.id) / "steps.txt").read_text().split()
