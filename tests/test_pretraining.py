@@ -167,7 +167,7 @@ def test_predicted_tokens_are_shown_through_the_tokenizer(tokenizer):
 
 def test_tokenizer_round_trip(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.safetensors"
-    save_tokenizer(tokenizer, path)
+    save_tokenizer(tokenizer, path, {})
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(load_tokenizer(path).encode(images), tokenizer.encode(images))
     with pytest.raises(UserError, match="has no decoder to visualise"):

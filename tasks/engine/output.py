@@ -8,17 +8,34 @@ from torch.utils.data import Dataset
 
 from backbones.vit import VisionTransformer
 from mae_bench.job import Job
+from mae_bench.provenance import code_version, packages
+from mae_bench.records import content_hash
 from tasks.engine.schedules import duration
 from tasks.engine.training import Trained
 
 
 def header(job: Job) -> dict[str, str]:
-    """What the header of a pretrained checkpoint says of the run that made it."""
+    """What the header of a pretrained checkpoint says of the run that made it.
+
+    The recipe and its hash, the data, the weights it started from, the code and the packages; no
+    date, so that the same run of the same code writes the same file again.
+    """
+    run = job.run
+    commit, dirty = code_version()
+    upstream = {role: weights.model_dump() for role, weights in run.upstream.items()}
     return {
-        "backbone": job.run.backbone,
-        "init": job.run.init,
-        "run": job.run.id,
+        "backbone": run.backbone,
+        "init": run.init,
+        "run": run.id,
+        "task": f"{run.task} (version {run.task_version})",
+        "seed": str(run.seed),
         "recipe": json.dumps(job.recipe),
+        "recipe_hash": content_hash(job.recipe),
+        "dataset": run.dataset,
+        "data_fingerprint": run.data_fingerprint,
+        "upstream": json.dumps(upstream),
+        "commit": f"{commit or 'unknown'}{' with changes' if dirty else ''}",
+        "packages": json.dumps(packages()),
     }
 
 

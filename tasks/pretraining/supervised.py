@@ -15,7 +15,7 @@ from backbones.checkpoints import save_backbone
 from backbones.vit import VisionTransformer
 from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome
-from tasks import engine
+from tasks import distributed, engine
 from tasks.data.images import labelled_sets
 from tasks.data.mixing import Mixing, mixing
 
@@ -76,7 +76,8 @@ def run(job: Job) -> Outcome:
     average = engine.WeightAverage(model, decay) if decay else None
     trained = engine.fit(job, model, encoder, train_set, hooks=[average] if average else [])
     best = average.model if average else model
-    save_backbone(best.encoder, job.folder / "backbone.safetensors", engine.header(job))
+    if distributed.is_main():
+        save_backbone(best.encoder, job.folder / "backbone.safetensors", engine.header(job))
     metrics = {"top1": Metric(value=engine.top1(best, val_set, job), unit="%")}
     if average:
         metrics["top1_without_ema"] = Metric(value=engine.top1(model, val_set, job), unit="%")

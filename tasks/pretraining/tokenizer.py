@@ -30,7 +30,7 @@ from backbones.checkpoints import read_tensors, write_tensors
 from mae_bench.errors import UserError
 from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome, Picture
-from tasks import engine
+from tasks import distributed, engine
 from tasks.data.images import ImageDataset, denormalise, labelled_sets
 from tasks.pretraining.dalle import LAYOUT, DalleEncoder, load_dalle
 from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
@@ -154,9 +154,10 @@ class Cooling(Hook):
         self.training.temperature = math.exp(self.rate * runner.iter)
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write weights and sizes as safetensors."""
-    write_tensors(tokenizer, path, {"format": FORMAT, "sizes": json.dumps(tokenizer.sizes)})
+def save_tokenizer(tokenizer: Tokenizer, path: Path, about: Mapping[str, str]) -> None:
+    """Write weights and sizes as safetensors, with what `about` says in the header."""
+    sizes = json.dumps(tokenizer.sizes)
+    write_tensors(tokenizer, path, {**about, "format": FORMAT, "sizes": sizes})
 
 
 def build_tokenizer(sizes: Mapping[str, Any]) -> Tokenizer | DalleEncoder:
@@ -235,14 +236,19 @@ def run(job: Job) -> Outcome:
     iterations, _ = engine.duration(job.recipe["solver"], len(train_set))
     cooling = Cooling(training, iterations, model["final_temperature"])
     trained = engine.fit(job, training, None, train_set, hooks=[cooling])
-    save_tokenizer(tokenizer, job.folder / "tokenizer.safetensors")
+    if distributed.is_main():
+        save_tokenizer(tokenizer, job.folder / "tokenizer.safetensors", engine.header(job))
     metrics, picture = _score(tokenizer, val_set, job)
     return Outcome(
         metrics=metrics,
         checkpoint="tokenizer.safetensors",
         pictures=(picture,),
         images_per_second=trained.images_per_second,
-        facts={"parameters": sum(p.numel() for p in tokenizer.parameters())},
+        facts={
+            "parameters": sum(p.numel() for p in tokenizer.parameters()),
+            "training_images": len(train_set),
+            **trained.facts,
+        },
     )
 
 
@@ -261,7 +267,8 @@ def _score(
     perplexity = (-(shares * shares.log()).sum()).exp().item()
     some = spread(len(images), NUM_SHOWN)
     rows = [images[some], rebuilt[some]]
-    image_grid(rows, ["original", "from ids"], job.folder / "rebuilt.png")
+    if distributed.is_main():
+        image_grid(rows, ["original", "from ids"], job.folder / "rebuilt.png")
     metrics = {
         "psnr": Metric(value=-10 * math.log10(mse), unit="dB"),
         "codes_used": Metric(value=100.0 * len(shares) / tokenizer.num_codes, unit="%"),
