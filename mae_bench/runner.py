@@ -37,7 +37,9 @@ ENVIRONMENT = {
     "NUMEXPR_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
 }
-LOG_LINES = 20
+# What a record of a failure quotes; the whole is in the log.
+LOG_LINES = 40
+LINE_LENGTH = 200
 TRACEBACK_LINES = 20
 
 
@@ -162,12 +164,13 @@ def last_lines(log: Path) -> list[str]:
     """Return the end of what the last attempt at a run has written to its log."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 200 * LOG_LINES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2 * LINE_LENGTH * LOG_LINES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
     began = [index for index, line in enumerate(lines) if re.search(r"\), started \S+$", line)]
-    return lines[began[-1] + 1 if began else 0 :][-LOG_LINES:]
+    recent = lines[began[-1] + 1 if began else 0 :]
+    return [line[:LINE_LENGTH] for line in recent[-LOG_LINES:]]
 
 
 def save(record: Record, folder: Path) -> None:

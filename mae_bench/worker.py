@@ -101,7 +101,7 @@ def _work(work: Execute, planned: PlannedRun, site: Site, gpus: tuple[str, ...])
     # process starts can be ended with it.
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    faulthandler.enable(2)
+    faulthandler.enable(2, all_threads=False)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
