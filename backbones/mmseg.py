@@ -9,12 +9,13 @@ Shapes: B batch, D width, h w patches per side.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
@@ -22,27 +23,33 @@ from torch import Tensor, nn
 
 from backbones import create_backbone
 from backbones.checkpoints import LoadReport, load_backbone
-from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules
-from backbones.pyramid import TapPyramid
+from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules, unwrapped
+from backbones.pyramid import TapPyramid, checked_taps
 from backbones.vit import quarters
-from mae_bench.errors import UserError, unknown
+from mae_bench.errors import unknown
 
 
 @MODELS.register_module()
 class MAEBenchViT(BaseModule):
-    """A backbone of `backbones.list_backbones()` with UperNet's pyramid on top.
+    """Any encoder of `backbones.create_backbone`, with UperNet's pyramid on top of a plain one.
 
     Args:
-        arch: name of the encoder.
-        img_size: pixels of the grid that the positions are stored for, usually the crop; None for
-            the encoder's own.
+        arch: name of the encoder, `timm:NAME` included. A hierarchical one brings its own pyramid,
+            and has neither taps nor scales.
+        img_size: pixels of the grid that positions are stored for, usually the crop; None for the
+            encoder's own.
         out_indices: 0-based blocks to tap, ascending; None for the last of each quarter.
         scales: resampling of each tap, out of 4, 2, 1, 0.5.
-        checkpoint: file that MAE-bench wrote; every key fits or nothing is loaded.
+        checkpoint: whose every key fits or is explained; see `backbones.checkpoints`.
+        format: of the checkpoint; detected when not given.
         frozen: the encoder gets no gradient and stays in eval mode; the pyramid is trained.
         norm_cfg: norm in the x4 level; None for SyncBN, which mmengine turns into BN where training
             is not distributed.
-        options: passed on to the encoder (drop_path_rate, ...).
+        options: passed on to the encoder (drop_path_rate, relative_positions, layer_scale, ...).
+
+    Attributes:
+        out_channels, strides: of every map.
+        load_report: what became of the checkpoint's keys; None for random weights.
 
     Raises:
         UserError: unknown name, impossible taps, or a checkpoint that does not fit.
@@ -57,6 +64,7 @@ class MAEBenchViT(BaseModule):
         out_indices: Sequence[int] | None = None,
         scales: Sequence[float] = (4, 2, 1, 0.5),
         checkpoint: str | None = None,
+        format: str | None = None,
         frozen: bool = False,
         norm_cfg: Mapping[str, Any] | None = None,
         **options: Any,
@@ -65,29 +73,35 @@ class MAEBenchViT(BaseModule):
         if img_size is not None:
             options["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
         self.encoder = create_backbone(arch, **options)
-        self.out_indices = _taps(out_indices, scales, self.encoder.depth)
-        norm = dict(norm_cfg or {"type": "SyncBN"})
-        self.pyramid = TapPyramid(
-            self.encoder.embed_dim, scales, lambda dim: build_norm_layer(norm, dim)[1]
-        )
-        self.checkpoint = checkpoint
+        self.pyramid: TapPyramid | None = None
+        if hasattr(self.encoder, "forward_pyramid"):
+            self.out_channels, self.strides = self.encoder.out_channels, self.encoder.strides
+        else:
+            self._add_pyramid(out_indices, scales, dict(norm_cfg or {"type": "SyncBN"}))
+        self.checkpoint, self.format = checkpoint, format
         self.load_report: LoadReport | None = None
         self.frozen = frozen
         self._load()
+        self.register_load_state_dict_pre_hook(_keep_encoder)
         if frozen:
             self.encoder.requires_grad_(False)
         else:
-            self._exempt_unused()
+            # Distributed training wants a gradient for all that is left.
+            self.encoder.freeze_unused(*([self.out_indices] if self.pyramid else []))
+
+    def _add_pyramid(
+        self, out_indices: Sequence[int] | None, scales: Sequence[float], norm: dict[str, Any]
+    ) -> None:
+        encoder, width = self.encoder, self.encoder.embed_dim
+        taps = quarters(encoder.depth) if out_indices is None else out_indices
+        self.out_indices = checked_taps(taps, len(scales), encoder.depth)
+        self.pyramid = TapPyramid(width, scales, lambda dim: build_norm_layer(norm, dim)[1])
+        self.out_channels = (width,) * len(scales)
+        self.strides = tuple(encoder.patch_size / scale for scale in scales)
 
     def _load(self) -> None:
         if self.checkpoint is not None:
-            self.load_report = load_backbone(self.encoder, Path(self.checkpoint))
-
-    def _exempt_unused(self) -> None:
-        """Freeze what no tap goes through; distributed training wants a gradient for the rest."""
-        self.encoder.norm.requires_grad_(False)
-        for block in self.encoder.blocks[max(self.out_indices) + 1 :]:
-            block.requires_grad_(False)
+            self.load_report = load_backbone(self.encoder, self.checkpoint, self.format)
 
     def init_weights(self) -> None:
         """Undo what an enclosing model's `init_cfg` did to the checkpoint's weights."""
@@ -103,23 +117,32 @@ class MAEBenchViT(BaseModule):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), multiples of the patch size -> maps (B, D, scale * h, scale * w)."""
+        """(B, 3, H, W), multiples of the patch size -> maps (B, C, H / stride, W / stride)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.pyramid is None:
+                return tuple(self.encoder.forward_pyramid(images))
             taps = self.encoder.forward_maps(images, self.out_indices)
         return tuple(self.pyramid(taps))
 
 
-def _taps(
-    out_indices: Sequence[int] | None, scales: Sequence[float], depth: int
-) -> tuple[int, ...]:
-    taps = quarters(depth) if out_indices is None else tuple(out_indices)
-    if list(taps) != sorted(set(taps)) or not set(taps) <= set(range(depth)):
-        raise UserError(
-            f"out_indices {list(taps)}: ascending block numbers from 0 to {depth - 1} are needed"
+def _keep_encoder(
+    backbone: MAEBenchViT, state: dict[str, Any], prefix: str, *arguments: Any
+) -> None:
+    """Let no `init_cfg` of an enclosing model replace the checkpoint's weights by a file's.
+
+    mmengine applies `Pretrained` after `init_weights` of all the parts. While it initialises, and
+    only then, every module has this attribute; resuming and testing load as ever.
+    """
+    if backbone.checkpoint is None or not hasattr(backbone, "_params_init_info"):
+        return
+    encoder = {f"{prefix}encoder.{k}": v for k, v in backbone.encoder.state_dict().items()}
+    if encoder.keys() & state.keys():
+        print_log(
+            f"init_cfg has other weights for the encoder; those of {backbone.checkpoint} are kept",
+            "current",
+            logging.WARNING,
         )
-    if len(taps) != len(scales):
-        raise UserError(f"{len(taps)} taps {list(taps)} but {len(scales)} scales {list(scales)}")
-    return taps
+        state.update(encoder)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -150,8 +173,7 @@ class MAEBenchGroups:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Return the wrapper for a segmentor whose `backbone` is a `MAEBenchViT`."""
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrapped(model.module if is_model_wrapper(model) else model)
         rules = parameter_rules(
             model,
             model.backbone.encoder,

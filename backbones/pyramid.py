@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mae_bench.errors import UserError
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -83,6 +85,21 @@ class SimplePyramid(nn.Module):
     def forward(self, last: Tensor) -> list[Tensor]:
         """(B, D, h, w) -> levels (B, out_channels, scale * h, scale * w)."""
         return [level(last) for level in self.levels]
+
+
+def checked_taps(taps: Sequence[int], levels: int, depth: int) -> tuple[int, ...]:
+    """Return the taps if they are one block of the encoder for each level, ascending.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if list(taps) != sorted(set(taps)) or not set(taps) <= set(range(depth)):
+        raise UserError(
+            f"taps {list(taps)}: ascending block numbers from 0 to {depth - 1} are needed"
+        )
+    if len(taps) != levels:
+        raise UserError(f"{len(taps)} taps {list(taps)} but {levels} scales; give one for each")
+    return tuple(taps)
 
 
 def _level(dim: int, scale: float, norm: Norm, shrink: int = 1) -> nn.Module:

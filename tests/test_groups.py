@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from backbones import create_backbone
@@ -148,6 +149,24 @@ def test_wrappers_change_nothing(one_process):
     groups = [parameter_groups(m, plain, 1.0) for m in (model, wrapped)]
     for ours, theirs in zip(*groups, strict=True):
         assert list(map(id, ours["params"])) == list(map(id, theirs["params"]))
+
+
+TIMM = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "resnet18")
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_models_as_timm_groups_them(name):
+    """Multipliers of timm's own layer-wise decay, for any architecture."""
+    encoder = create_backbone(f"timm:{name}")
+    rules = by_name(encoder, encoder, 0.05, 0.5)
+    reference = param_groups_layer_decay(encoder.model, 0.05, layer_decay=0.5)
+    scales = {id(p): g["lr_scale"] for g in reference for p in g["params"]}
+    named = dict(encoder.named_parameters())
+    assert rules.keys() == {n for n, p in named.items() if p.requires_grad}
+    for rule_name, rule in rules.items():
+        # timm counts from the last layer inside, we from what is around the model.
+        ratio = rule.lr_scale / scales[id(named[rule_name])]
+        assert ratio == pytest.approx(0.5), rule_name
 
 
 def test_unknown_rules_and_foreign_encoders_are_refused():

@@ -16,7 +16,14 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from backbones.checkpoints import LoadReport
-from backbones.pyramid import Norm, SimplePyramid, TapPyramid, group_norm, layer_norm
+from backbones.pyramid import (
+    Norm,
+    SimplePyramid,
+    TapPyramid,
+    checked_taps,
+    group_norm,
+    layer_norm,
+)
 from backbones.vit import quarters
 from mae_bench.errors import UserError
 
@@ -198,19 +205,6 @@ def scales_of(strides: Sequence[int], patch_size: int) -> list[float]:
             f"give {possible}; choose among these, or set patch_size=16 (as ViTDet does)"
         )
     return scales
-
-
-def checked_taps(taps: Sequence[int], levels: int, depth: int) -> list[int]:
-    """Taps as a list, if they are one block of the encoder for each level, ascending.
-
-    Raises:
-        UserError: otherwise.
-    """
-    if len(taps) != levels or sorted(set(taps)) != list(taps) or not set(taps) <= {*range(depth)}:
-        raise UserError(
-            f"taps {list(taps)}: {levels} ascending block numbers from 0 to {depth - 1} are needed"
-        )
-    return list(taps)
 
 
 def encoder_divisibility(encoder: nn.Module) -> int:

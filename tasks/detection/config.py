@@ -59,7 +59,8 @@ def lazy_config(
     """Compose the LazyConfig that detectron2's own training tool understands.
 
     Args:
-        data_root: by default $DETECTRON2_DATASETS or ./datasets, as in detectron2.
+        data_root: by default $MAE_BENCH_DATA_ROOT, or as in detectron2 $DETECTRON2_DATASETS or
+            ./datasets. A miniature that is not there is generated when it is first read.
         checkpoint: backbone weights; None for random ones.
 
     Returns:
@@ -68,7 +69,8 @@ def lazy_config(
     Raises:
         UserError: a schedule or a precision that is not known, a warm-up as long as the training.
     """
-    root = str(data_root or os.getenv("DETECTRON2_DATASETS", "datasets"))
+    variables = ("MAE_BENCH_DATA_ROOT", "DETECTRON2_DATASETS")
+    root = str(data_root or next(filter(None, map(os.getenv, variables)), "datasets"))
     where = dict(dataset=dataset, data_root=root)
     solver = recipe["solver"]
     if solver["amp"] not in {None, "bfloat16"}:

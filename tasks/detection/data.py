@@ -18,13 +18,14 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import COCOEvaluator
 
 from mae_bench.errors import UserError
-from tasks.data import coco_split
+from tasks.data import coco_split, prepare
+from tasks.data.formats import CocoSplit
 from tasks.engine import PositionSampler, PositionSeeded
 
 
 def register(dataset: str, data_root: str | Path, split: str) -> str:
     """Put a split of one of `tasks.data` into detectron2's catalogs; returns its name there."""
-    files, name = coco_split(dataset, Path(data_root), split), f"{dataset}_{split}"
+    files, name = _split(dataset, data_root, split), f"{dataset}_{split}"
     if name in data.DatasetCatalog.list():
         if data.MetadataCatalog.get(name).json_file == str(files.json):
             return name
@@ -36,7 +37,15 @@ def register(dataset: str, data_root: str | Path, split: str) -> str:
 
 def num_classes(dataset: str, data_root: str | Path) -> int:
     """How many categories the training split names."""
-    return len(coco_split(dataset, Path(data_root), "train").classes)
+    return len(_split(dataset, data_root, "train").classes)
+
+
+def _split(dataset: str, data_root: str | Path, split: str) -> CocoSplit:
+    """Files of a split; detectron2's own tool comes here without having prepared a miniature."""
+    root = Path(data_root)
+    if not (root / dataset).exists():
+        prepare(dataset, root)
+    return coco_split(dataset, root, split)
 
 
 def train_loader(

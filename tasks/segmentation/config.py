@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backbones import create_backbone
+from backbones import describe
 from backbones.groups import DEFAULT_RULE
 from mae_bench.errors import UserError
 from tasks import data
@@ -124,8 +124,10 @@ def _model(
     recipe: Mapping[str, Any], num_classes: int, backbone: str, checkpoint: str | None
 ) -> dict[str, Any]:
     settings, crop = recipe["model"], recipe["data"]["crop_size"]
-    encoder = create_backbone(backbone)
-    width, levels = encoder.embed_dim, len(settings["scales"])
+    about = describe(backbone)
+    plain = len(about.strides) == 1
+    widths = list(about.channels) * (len(settings["scales"]) if plain else 1)
+    levels = len(widths)
     head = dict(
         num_classes=num_classes,
         dropout_ratio=settings["dropout"],
@@ -143,12 +145,12 @@ def _model(
             pad_val=0,
             seg_pad_val=IGNORED,
             size=(crop, crop),
-            test_cfg=dict(size_divisor=encoder.patch_size),
+            test_cfg=dict(size_divisor=max(about.strides)),
         ),
         backbone=dict(
             type="MAEBenchViT",
             arch=backbone,
-            img_size=crop,
+            img_size=crop if plain else None,
             out_indices=settings["taps"],
             scales=settings["scales"],
             drop_path_rate=settings["drop_path_rate"],
@@ -157,7 +159,7 @@ def _model(
         ),
         decode_head=dict(
             type="UPerHead",
-            in_channels=[width] * levels,
+            in_channels=widths,
             in_index=list(range(levels)),
             pool_scales=tuple(settings["pool_scales"]),
             channels=settings["channels"],
@@ -166,7 +168,7 @@ def _model(
         ),
         auxiliary_head=dict(
             type="FCNHead",
-            in_channels=width,
+            in_channels=widths[-2],
             in_index=levels - 2,
             channels=settings["aux_channels"],
             num_convs=1,
