@@ -124,7 +124,7 @@ def decomposed_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns:
 
     The bias is linear in the query, so it fits into the dot product: queries get their h + w bias
     values as further channels, keys a one-hot code of their place. Nothing of N x N values is ever
-    stored.
+    stored, and the fused kernels' backward pass applies.
 
     Args:
         q, k, v: (B, n, h*w, d).
@@ -133,17 +133,21 @@ def decomposed_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns:
     Returns:
         (B, n, h*w, d).
     """
-    grid, d = (len(rows), len(columns)), q.shape[-1]
-    places = q.unflatten(2, grid)
-    row_bias = torch.einsum("bnyxd,ykd->bnyxk", places, rows.to(q.dtype))
-    column_bias = torch.einsum("bnyxd,xkd->bnyxk", places, columns.to(q.dtype))
-    # Kernels want channels in eights, and as many in the values as in queries and keys.
-    spare = -(d + sum(grid)) % 8
-    q = torch.cat([q * d**-0.5, row_bias.flatten(2, 3), column_bias.flatten(2, 3)], dim=3)
-    place = torch.arange(grid[0] * grid[1], device=q.device)
-    code = torch.cat(
-        [F.one_hot(place // grid[1], grid[0]), F.one_hot(place % grid[1], grid[1])], dim=1
-    )
-    k = torch.cat([k, code.to(k.dtype).expand(*k.shape[:2], -1, -1)], dim=3)
-    q, k, v = F.pad(q, (0, spare)), F.pad(k, (0, spare)), F.pad(v, (0, sum(grid) + spare))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]
+    (h, w), d = (len(rows), len(columns)), q.shape[-1]
+    places = q.unflatten(2, (h, w))
+    row_bias = torch.einsum("bnyxd,ykd->bnyxk", places, rows.to(q.dtype)).flatten(2, 3)
+    column_bias = torch.einsum("bnyxd,xkd->bnyxk", places, columns.to(q.dtype)).flatten(2, 3)
+    if q.device.type == "cpu" and not row_bias.requires_grad:
+        # This kernel is faster with a stored bias, but has no gradient for one.
+        bias = row_bias[..., None] + column_bias[..., None, :]
+        return F.scaled_dot_product_attention(q, k, v, bias.flatten(3))
+    place = torch.arange(h * w, device=q.device)
+    code = torch.cat([F.one_hot(place // w, h), F.one_hot(place % w, w)], dim=1)
+    # The kernel scales all channels alike. It wants them in eights, as many in the values as in
+    # queries and keys.
+    code = (code * d**0.5).to(k.dtype).expand(*k.shape[:2], -1, -1)
+    spare = q.new_zeros(()).expand(*q.shape[:3], -(d + h + w) % 8)
+    q = torch.cat([q, row_bias, column_bias, spare], dim=3)
+    k = torch.cat([k, code, spare], dim=3)
+    v = F.pad(v, (0, q.shape[3] - d))
+    return F.scaled_dot_product_attention(q, k, v, scale=d**-0.5)[..., :d]
