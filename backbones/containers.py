@@ -325,7 +325,7 @@ def unwrap(tree: Mapping[str, Any], where: str) -> State:
     if not found:
         tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
         rest = dict.fromkeys(tree.keys() - tensors.keys() - {MARK}, "no tensor")
-        inner = [name for name, value in tree.items() if _holds_tensors(value)]
+        inner = [name for name in rest if _holds_tensors(tree[name])]
         if inner or not tensors:
             raise UserError(
                 f"{where} has no weights under {', '.join(CONTAINERS)} or on its top level; it has "
@@ -341,9 +341,7 @@ def unwrap(tree: Mapping[str, Any], where: str) -> State:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     rest = dict.fromkeys(state.keys() - tensors.keys(), "no tensor")
     for name in tree.keys() - {container, "student", MARK}:
-        if name not in TRAINING_STATE and (
-            isinstance(tree[name], Tensor) or _holds_tensors(tree[name])
-        ):
+        if name not in TRAINING_STATE and _holds_tensors(tree[name]):
             raise UserError(f"{where} has tensors under {name!r}, beside {container!r}: unknown")
         rest[name] = TRAINING_STATE.get(name, "about the training, no weights")
     return State(container, tensors, rest, header or _mark(tree[container]))
@@ -357,8 +355,8 @@ def _mark(tree: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _holds_tensors(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(isinstance(item, Tensor) or _holds_tensors(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(isinstance(item, Tensor) or _holds_tensors(item) for item in value)
-    return False
+    """Whether there are arrays in it; single numbers are counts and scores."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0
+    inner = value.values() if isinstance(value, Mapping) else value
+    return isinstance(value, Mapping | list | tuple) and any(map(_holds_tensors, inner))

@@ -6,8 +6,6 @@ main_linprobe.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
@@ -15,9 +13,10 @@ from torch import Tensor, nn
 
 from backbones import create_backbone
 from backbones.checkpoints import fingerprint, load_backbone
+from backbones.load_report import record_load
 from backbones.vit import LayerNorm, VisionTransformer
 from mae_bench.errors import unknown
-from mae_bench.job import Job, write_atomically
+from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome
 from tasks import engine
 from tasks.data.images import labelled_sets
@@ -83,11 +82,13 @@ def run(job: Job) -> Outcome:
     encoder = create_backbone(
         job.run.backbone, img_size=data["image_size"], drop_path_rate=settings["drop_path_rate"]
     )
-    facts: dict[str, Any] = {"classes": len(classes), "training_images": len(train_set)}
-    if "backbone" in job.upstream:
-        report = load_backbone(encoder, job.upstream["backbone"])
-        write_atomically(job.folder / "load_report.json", report.model_dump_json(indent=1))
-    start = fingerprint(encoder.state_dict())
+    weights = job.upstream.get("backbone")
+    report = load_backbone(encoder, weights) if weights else None
+    facts = {
+        "classes": len(classes),
+        "training_images": len(train_set),
+        **record_load(report, encoder, job.folder),
+    }
     model = Classifier(
         encoder,
         len(classes),
@@ -97,7 +98,7 @@ def run(job: Job) -> Outcome:
         head_std=settings["head_std"],
     )
     trained = engine.fit(job, model, encoder, train_set)
-    if settings["frozen"] and fingerprint(encoder.state_dict()) != start:
+    if settings["frozen"] and fingerprint(encoder.state_dict()) != facts["fingerprint_at_step_0"]:
         raise RuntimeError("the frozen encoder changed while its probe was trained")
     return Outcome(
         metrics={"top1": Metric(value=engine.top1(model, val_set, job), unit="%")},
@@ -105,7 +106,6 @@ def run(job: Job) -> Outcome:
         facts={
             **facts,
             "validation_images": len(val_set),
-            "weights_at_step_0": start,
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "data_time_share": trained.data_time_share,
         },

@@ -242,7 +242,7 @@ def test_outcome_of_a_run_from_a_checkpoint(job, tmp_path):
     outcome = segmentation.run(this)
     facts = outcome.facts
     assert set(outcome.metrics) == {"miou", "macc", "aacc"}
-    assert facts["encoder_fingerprint_at_step_0"] == fingerprint(encoder.state_dict())
+    assert facts["fingerprint_at_step_0"] == fingerprint(encoder.state_dict())
     assert facts["load_report"]["fingerprint"] == fingerprint(encoder.state_dict())
     assert facts["val_images"] == 5
     json.loads(outcome.model_dump_json())
@@ -279,7 +279,7 @@ def test_a_frozen_backbone_stays_as_it_was(job):
     weights = torch.load(frozen.folder / "segmentor.pth")["state_dict"]
     prefix = "backbone.encoder."
     encoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    assert fingerprint(encoder) == outcome.facts["encoder_fingerprint_at_step_0"]
+    assert fingerprint(encoder) == outcome.facts["fingerprint_at_step_0"]
     assert outcome.facts["trainable_parameters"] < outcome.facts["parameters"]
     trained = segmentation.run(job("trained", **{"solver.iterations": 2}))
     assert trained.metrics != outcome.metrics

@@ -18,8 +18,8 @@ from torch import nn
 from backbones import detectron2 as adapter  # isort: skip
 from detectron2.config import LazyConfig, instantiate
 
-from backbones.checkpoints import fingerprint
 from backbones.groups import DEFAULT_RULE, parameter_rules, write_rules
+from backbones.load_report import record_load
 from mae_bench.errors import UserError
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome
@@ -104,17 +104,10 @@ def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
     """Write load_report.json and parameters.csv for step 0; returns the facts among them.
 
     Raises:
-        AssertionError: the loaded encoder no longer has the checkpoint's weights.
+        RuntimeError: the loaded encoder no longer has the checkpoint's weights.
     """
     encoder = adapter.encoder_of(model.backbone)
-    report, found = adapter.load_report_of(model.backbone), fingerprint(encoder.state_dict())
-    if report and not report.resized:
-        assert found == report.fingerprint, "something initialised the loaded backbone again"
-    loaded = report.model_dump() if report else None
-    write_atomically(
-        job.folder / "load_report.json",
-        json.dumps({"checkpoint": loaded, "fingerprint_at_step_0": found}, indent=2),
-    )
+    loaded = record_load(adapter.load_report_of(model.backbone), encoder, job.folder)
     solver = job.recipe["solver"]
     rules = parameter_rules(
         model,
@@ -127,7 +120,5 @@ def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "backbone_parameters": sum(p.numel() for p in encoder.parameters()),
-        "keys_loaded": len(report.loaded) if report else 0,
-        "keys_resized": report.resized if report else {},
-        "fingerprint_at_step_0": found,
+        **loaded,
     }

@@ -21,8 +21,8 @@ from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from backbones.checkpoints import fingerprint
 from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules, write_rules
+from backbones.load_report import record_load
 from mae_bench.errors import UserError
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome, Picture
@@ -67,7 +67,7 @@ def run(job: Job) -> Outcome:
         training = DATASETS.build(config["train_dataloader"]["dataset"])
         validation = DATASETS.build(config["val_dataloader"]["dataset"])
         metric = METRICS.build(config["val_evaluator"])
-    facts = _facts(model, training, validation)
+    facts = _facts(model, training, validation, job.folder)
     trained = _train(job, model, training)
     save_segmentor(model, validation, job.folder / "segmentor.pth")
     scores, examples = evaluate(job, model, validation, metric)
@@ -144,17 +144,13 @@ def build_segmentor(config: Mapping[str, Any], seed: int) -> EncoderDecoder:
 
 
 def _facts(
-    model: EncoderDecoder, training: BaseSegDataset, validation: BaseSegDataset
+    model: EncoderDecoder, training: BaseSegDataset, validation: BaseSegDataset, folder: Path
 ) -> dict[str, object]:
-    report = model.backbone.load_report
-    step_0 = fingerprint(model.backbone.encoder.state_dict())
-    assert report is None or report.resized or report.fingerprint == step_0, "weights were changed"
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "parameter_groups": "parameters.csv",
-        "load_report": None if report is None else report.model_dump(mode="json"),
-        "encoder_fingerprint_at_step_0": step_0,
+        **record_load(model.backbone.load_report, model.backbone.encoder, folder),
         "train_images": len(training),
         "val_images": len(validation),
     }
