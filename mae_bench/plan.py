@@ -139,13 +139,20 @@ def plan_transfer(planner: Planner, task: str, setting: Setting, init: str, seed
     return planner.plan(asked=(run_id,))
 
 
-def plan_pretraining(planner: Planner, init: str, backbone: str, seed: int) -> Plan:
+def plan_pretraining(
+    planner: Planner, init: str, backbone: str, seed: int, dataset: str | None = None
+) -> Plan:
     """Return the plan of one pretraining and what it needs.
+
+    Args:
+        dataset: what to pretrain on; None for the scale's own.
 
     Raises:
         UserError: the init is not made by a pretraining of this scale.
     """
     reason = planner.missing(init)
+    if dataset is not None:
+        planner.pretraining_dataset = dataset
     run_id = None if reason else planner.weights(init, backbone, seed)["backbone"].run_id
     if run_id is None:
         raise UserError(f"init {init!r}: {reason or 'comes from a file, nothing to train'}")
@@ -211,6 +218,7 @@ class Planner:
         inits: Mapping[str, Path],
     ):
         self.scale = scale
+        self.pretraining_dataset = PRETRAINING_DATASET[scale]
         self.runs: dict[str, PlannedRun] = {}
         self.inits = {name: _read_checkpoint(name, path) for name, path in inits.items()}
         self._data_root = data_root
@@ -298,7 +306,7 @@ class Planner:
         assert init.task is not None
         return self._add(
             task=init.task,
-            dataset=PRETRAINING_DATASET[self.scale],
+            dataset=self.pretraining_dataset,
             backbone=backbone,
             init=name,
             recipe=init.recipe[self.scale],

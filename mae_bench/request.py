@@ -14,10 +14,14 @@ FILE = "request.json"
 
 
 class Single(Strict):
-    """One run instead of tables: a pretraining if `setting` is None, else a transfer."""
+    """One run instead of tables: a pretraining if `setting` is None, else a transfer.
+
+    `dataset` is what is pretrained on; None for the scale's own.
+    """
 
     init: str
     backbone: str
+    dataset: str | None = None
     task: str | None = None
     setting: Setting | None = None
 
@@ -55,7 +59,7 @@ class Request(Strict):
         one, seed = self.single, self.seeds[0]
         planner = Planner(self.scale, self.data_root, self.overrides, self.smoke, self.inits)
         if one.task is None or one.setting is None:
-            return plan_pretraining(planner, one.init, one.backbone, seed)
+            return plan_pretraining(planner, one.init, one.backbone, seed, one.dataset)
         return plan_transfer(planner, one.task, one.setting, one.init, seed)
 
     def save(self, workspace: Workspace) -> None:

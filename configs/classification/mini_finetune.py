@@ -12,6 +12,7 @@ recipe = {
         "crop_ratio": 1.0,
         "val_images": None,
         "cache": True,
+        "max_broken": 10,
     },
     "model": {
         "pool": "mean",
@@ -23,6 +24,7 @@ recipe = {
     "solver": {
         "iterations": 220,
         "batch_size": 32,
+        "accumulation": 1,
         "base_lr": 2e-2,
         "min_lr": 1e-6,
         "optimizer": "adamw",
@@ -31,7 +33,10 @@ recipe = {
         "layer_decay": 0.75,
         "warmup_iterations": 25,
         "amp": None,
+        "activation_checkpointing": False,
+        "compile": False,
         "num_workers": 0,
+        "prefetch": 2,
         "save_every": 100,
     },
 }

@@ -11,6 +11,7 @@ recipe = {
         "crop_ratio": 1.0,
         "val_images": None,
         "cache": True,
+        "max_broken": 10,
     },
     "model": {
         "pool": "mean",
@@ -22,6 +23,7 @@ recipe = {
     "solver": {
         "iterations": 150,
         "batch_size": 32,
+        "accumulation": 1,
         "base_lr": 0.8,
         "min_lr": 0.0,
         "optimizer": "lars",
@@ -30,7 +32,10 @@ recipe = {
         "layer_decay": 1.0,
         "warmup_iterations": 15,
         "amp": None,
+        "activation_checkpointing": False,
+        "compile": False,
         "num_workers": 0,
+        "prefetch": 2,
         "save_every": 100,
     },
 }

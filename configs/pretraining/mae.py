@@ -14,6 +14,7 @@ recipe = {
         "crop_ratio": 0.875,
         "val_images": 2048,
         "cache": False,
+        "max_broken": 10,
     },
     "model": {
         "target": "norm-pixel",

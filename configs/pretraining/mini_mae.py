@@ -14,6 +14,7 @@ recipe = {
         "crop_ratio": 1.0,
         "val_images": 128,
         "cache": True,
+        "max_broken": 10,
     },
     "model": {
         "target": "norm-pixel",
@@ -42,6 +43,7 @@ recipe = {
         "activation_checkpointing": False,
         "compile": False,
         "num_workers": 0,
+        "prefetch": 2,
         "save_every": 250,
         "picture_every": None,
     },

@@ -14,6 +14,7 @@ recipe = {
         "rand_augment": "",
         "val_images": 600,
         "cache": True,
+        "max_broken": 10,
     },
     "model": {
         "drop_path_rate": 0.0,
@@ -25,6 +26,7 @@ recipe = {
     "solver": {
         "iterations": 1000,
         "batch_size": 64,
+        "accumulation": 1,
         "base_lr": 4e-3,
         "min_lr": 0.0,
         "optimizer": "adamw",
@@ -33,7 +35,10 @@ recipe = {
         "layer_decay": 1.0,
         "warmup_iterations": 100,
         "amp": None,
+        "activation_checkpointing": False,
+        "compile": False,
         "num_workers": 0,
+        "prefetch": 2,
         "save_every": 250,
     },
 }

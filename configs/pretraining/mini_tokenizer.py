@@ -7,6 +7,7 @@ recipe = {
         "crop_ratio": 1.0,
         "val_images": 128,
         "cache": True,
+        "max_broken": 10,
     },
     "model": {
         "stride": 8,
@@ -22,6 +23,7 @@ recipe = {
     "solver": {
         "iterations": 700,
         "batch_size": 32,
+        "accumulation": 1,
         "base_lr": 4e-2,
         "min_lr": 0.0,
         "optimizer": "adamw",
@@ -30,7 +32,10 @@ recipe = {
         "layer_decay": 1.0,
         "warmup_iterations": 50,
         "amp": None,
+        "activation_checkpointing": False,
+        "compile": False,
         "num_workers": 0,
+        "prefetch": 2,
         "save_every": 100,
     },
 }

@@ -14,6 +14,7 @@ recipe = {
         "rand_augment": "rand-m9-mstd0.5-inc1",
         "val_images": None,
         "cache": False,
+        "max_broken": 10,
     },
     "model": {
         "drop_path_rate": 0.1,
@@ -35,8 +36,11 @@ recipe = {
         "warmup_epochs": 20,
         "warmup_iterations": None,
         "amp": "bfloat16",
+        "activation_checkpointing": False,
+        "compile": False,
         "accumulation": 1,
         "num_workers": 8,
+        "prefetch": 2,
         "save_every": 1000,
     },
 }

@@ -13,6 +13,7 @@ recipe = {
         "crop_ratio": 0.875,
         "val_images": 5000,
         "cache": False,
+        "max_broken": 10,
     },
     "model": {
         "stride": 8,
@@ -33,8 +34,11 @@ recipe = {
         "layer_decay": 1.0,
         "warmup_iterations": 5000,
         "amp": None,
+        "activation_checkpointing": False,
+        "compile": False,
         "accumulation": 1,
         "num_workers": 8,
+        "prefetch": 2,
         "save_every": 1000,
     },
 }

@@ -21,6 +21,7 @@ from tasks.data.formats import (
     read_ade20k,
     read_coco,
 )
+from tasks.data.sources import KINDS, absolute, is_source, read_source, source_fingerprint
 from tasks.data.specs import SPECS, Spec, spec_fingerprint
 
 __all__ = [
@@ -29,11 +30,13 @@ __all__ = [
     "CocoSplit",
     "Dataset",
     "LabeledImages",
+    "absolute",
     "ade20k_split",
     "classification_split",
     "coco_split",
     "fingerprint",
     "get_dataset",
+    "is_source",
     "prepare",
 ]
 
@@ -45,7 +48,7 @@ class Dataset:
     """A dataset that can be named.
 
     Attributes:
-        layout: "coco", "ade20k" or a key of `formats.CLASSIFICATION_READERS`.
+        layout: "coco", "ade20k", a key of `formats.CLASSIFICATION_READERS` or of `sources.KINDS`.
         spec: how it is generated; None for one that must be there.
     """
 
@@ -63,7 +66,13 @@ DATASETS: dict[str, Dataset] = {
 
 
 def get_dataset(name: str) -> Dataset:
-    """Look a dataset up; UserError with the nearest names if it is not known."""
+    """Look a dataset up, or one of the user's own (see `sources`).
+
+    Raises:
+        UserError: not known, with the nearest names.
+    """
+    if is_source(name):
+        return Dataset(name.partition(":")[0])
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
     return DATASETS[name]
@@ -71,6 +80,8 @@ def get_dataset(name: str) -> Dataset:
 
 def fingerprint(name: str, data_root: Path) -> str:
     """Hex digits that identify the dataset's content; for a generated one known beforehand."""
+    if is_source(name):
+        return source_fingerprint(name)
     spec = get_dataset(name).spec
     if spec is None:
         raise UserError(f"dataset {name!r} below {data_root} has no fingerprint yet")
@@ -135,7 +146,8 @@ def _generate(spec: Spec, folder: Path, expected: str) -> None:
 
 # Task -> layouts that it reads.
 USES: dict[str, tuple[str, ...]] = {
-    "classification": tuple(CLASSIFICATION_READERS),
+    "pretraining": (*CLASSIFICATION_READERS, *KINDS),
+    "classification": (*CLASSIFICATION_READERS, *KINDS),
     "detection": ("coco",),
     "segmentation": ("ade20k",),
 }
@@ -148,7 +160,9 @@ def check_use(name: str, task: str) -> None:
         UserError: with the datasets that it can.
     """
     if get_dataset(name).layout not in USES[task]:
-        suitable = ", ".join(n for n, d in DATASETS.items() if d.layout in USES[task])
+        known = [name for name, dataset in DATASETS.items() if dataset.layout in USES[task]]
+        own = [f"{kind}:{KINDS[kind].place}" for kind in KINDS if kind in USES[task]]
+        suitable = ", ".join(known + own)
         raise UserError(f"dataset {name!r} is not one for {task}; these are: {suitable}")
 
 
@@ -161,6 +175,8 @@ def _located(name: str, data_root: Path, task: str) -> tuple[str, Path]:
 
 def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:
     """Images and labels of "train" or "val"."""
+    if is_source(name):
+        return read_source(name, data_root, split)
     layout, root = _located(name, data_root, "classification")
     return CLASSIFICATION_READERS[layout](root, split)
 

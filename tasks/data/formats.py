@@ -8,10 +8,10 @@ missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mae_bench.errors import UserError, unknown
 
@@ -19,11 +19,29 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SPLITS = ("train", "val")
 
 
+class Member(NamedTuple):
+    """A file inside an uncompressed tar archive."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def read(self) -> bytes:
+        """Its content, wherever in the archive it lies."""
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
 @dataclass(frozen=True)
 class LabeledImages:
     """Images with one label each; `labels[i]` indexes `classes`."""
 
-    paths: list[Path]
+    paths: Sequence[Path | Member]
     labels: list[int]
     classes: list[str]
 

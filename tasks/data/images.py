@@ -8,63 +8,100 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
 from mae_bench.errors import UserError, unknown
-from tasks.data import classification_split
+from tasks.data import classification_split, get_dataset, is_source
+from tasks.data.formats import Member
+from tasks.data.reading import BrokenImage, RandomCrop, decode, open_image, read_image
 
 Transform = Callable[[Image.Image], Tensor]
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode a file to upright RGB.
+class BrokenImages:
+    """Which images of a set could not be read, known to all workers of a loader.
 
-    Raises:
-        UserError: the file is not an image or is damaged; the message has its path.
+    Args:
+        limit: how many may be left out.
     """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"cannot read image {path}: {error}") from None
+
+    def __init__(self, places: Sequence[Path | Member], limit: int):
+        self._places, self.limit = places, limit
+        self._flags = torch.zeros(len(places), dtype=torch.bool).share_memory_()
+
+    @property
+    def places(self) -> list[str]:
+        """Those found so far."""
+        return [str(self._places[index]) for index in self._flags.nonzero().flatten().tolist()]
+
+    def add(self, index: int, error: BrokenImage) -> None:
+        """Report one more.
+
+        Raises:
+            UserError: more than the limit, with the list.
+        """
+        if self._flags[index]:
+            return
+        self._flags[index] = True
+        found = self.places
+        if len(found) > min(self.limit, len(self._places) - 1):
+            raise UserError(
+                f"{error}; that is image {len(found)} of {len(self._places)} that cannot be read, "
+                f"data.max_broken allows {self.limit}. Repair or remove: {', '.join(found[:20])}"
+                + (", ..." if len(found) > 20 else "")
+            )
+        print(f"{error}; left out, the next one takes its place", flush=True)
 
 
 class ImageDataset(Dataset):
     """Labelled images; an item is {"images": (3, H, W) float, "labels": int}.
 
     Args:
+        places: image files, or members of tar archives.
+        transform: of an image that is decoded or only opened (see `reading.decode`).
         cache: keep decoded images in memory (for sets that are small, such as the miniature).
+        max_broken: how many unreadable images are reported and left out, each replaced by the
+            image behind it; the next one stops the run.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        places: Sequence[Path | Member],
         labels: Sequence[int],
         transform: Transform,
         cache: bool = False,
+        max_broken: int = 0,
     ):
-        self.paths, self.labels, self.transform = list(paths), list(labels), transform
+        self.places, self.labels, self.transform = list(places), list(labels), transform
+        self.broken = BrokenImages(self.places, max_broken) if max_broken else None
         self._cache: dict[int, Image.Image] | None = {} if cache else None
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"images": self.transform(self._image(index)), "labels": self.labels[index]}
+        while True:
+            try:
+                return {"images": self._image(index), "labels": self.labels[index]}
+            except BrokenImage as error:
+                if self.broken is None:
+                    raise
+                self.broken.add(index, error)
+            index = (index + 1) % len(self)
 
-    def _image(self, index: int) -> Image.Image:
+    def _image(self, index: int) -> Tensor:
         if self._cache is None:
-            return read_image(self.paths[index])
+            with open_image(self.places[index]) as image:
+                return self.transform(image)
         if index not in self._cache:
-            self._cache[index] = read_image(self.paths[index])
-        return self._cache[index]
+            self._cache[index] = read_image(self.places[index])
+        return self.transform(self._cache[index])
 
 
 def normalise(image: Image.Image) -> Tensor:
@@ -120,10 +157,10 @@ def _resize(size: int, crop_ratio: float) -> transforms.Resize:
 def _crop(size: int, scale: Sequence[float], augmentation: str, crop_ratio: float) -> list[Any]:
     """Steps of one row of the MAE paper's Table 1e."""
     flip, resize = transforms.RandomHorizontalFlip(), _resize(size, crop_ratio)
-    random = [RandomResizedCropAndInterpolation(size, tuple(scale), interpolation="bicubic"), flip]
+    random = [RandomCrop(size, tuple(scale), interpolation="bicubic"), flip]
     steps = {
-        "none": [resize, transforms.CenterCrop(size)],
-        "fixed": [resize, transforms.RandomCrop(size), flip],
+        "none": [decode, resize, transforms.CenterCrop(size)],
+        "fixed": [decode, resize, transforms.RandomCrop(size), flip],
         "random": random,
         # The paper gives no strength: that of BEiT's pretraining, which has no hue either.
         "random+jitter": [*random, transforms.ColorJitter(0.4, 0.4, 0.4)],
@@ -153,7 +190,12 @@ def evaluation_transform(size: int, crop_ratio: float = 224 / 256) -> Transform:
 
     Source: facebookresearch/mae util/datasets.py.
     """
-    return transforms.Compose([_resize(size, crop_ratio), transforms.CenterCrop(size), normalise])
+    return transforms.Compose([
+        decode,
+        _resize(size, crop_ratio),
+        transforms.CenterCrop(size),
+        normalise,
+    ])
 
 
 def labelled_sets(
@@ -164,7 +206,7 @@ def labelled_sets(
     Args:
         data: the `data` section of a recipe: image_size, crop_scale, crop_ratio (of evaluation),
             cache, val_images (only the first so many; None for all); perhaps augmentation,
-            rand_augment, erasing.
+            rand_augment, erasing, max_broken.
     """
     train, val = (classification_split(name, data_root, split) for split in ("train", "val"))
     size, limit = data["image_size"], data["val_images"]
@@ -176,12 +218,40 @@ def labelled_sets(
         data.get("augmentation", "random"),
         data["crop_ratio"],
     )
-    train_set = ImageDataset(train.paths, train.labels, augmentation, data["cache"])
-    evaluation = evaluation_transform(size, data["crop_ratio"])
+    # A user's own set may be of any size; only what this project draws is known to be small.
+    cache = data["cache"] and get_dataset(name).spec is not None
+    train_set = ImageDataset(
+        train.paths, train.labels, augmentation, cache, data.get("max_broken", 0)
+    )
     # A limit takes images spread over the set, which is sorted by class.
     some = range(0, len(val.paths), max(1, len(val.paths) // (limit or len(val.paths))))[:limit]
-    val_set = ImageDataset([val.paths[i] for i in some], [val.labels[i] for i in some], evaluation)
+    if is_source(name):
+        some = _readable(val.paths, some, data.get("max_broken", 0))
+    val_set = ImageDataset(
+        [val.paths[i] for i in some],
+        [val.labels[i] for i in some],
+        evaluation_transform(size, data["crop_ratio"]),
+    )
     return train_set, val_set, list(train.classes)
+
+
+def _readable(
+    places: Sequence[Path | Member], some: Sequence[int], max_broken: int
+) -> Sequence[int]:
+    """Those of some images that can be read.
+
+    Nobody has checked a user's own set; better to find out now than when the training is done.
+    """
+    broken, kept = BrokenImages(places, max_broken), []
+    for index in some:
+        try:
+            read_image(places[index])
+            kept.append(index)
+        except BrokenImage as error:
+            broken.add(index, error)
+    if not kept:
+        raise UserError(f"none of the {len(some)} validation images can be read")
+    return kept
 
 
 def denormalise(images: Tensor) -> Tensor:

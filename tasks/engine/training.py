@@ -151,6 +151,7 @@ def train(
         "not_compiled": not_compiled,
         "skipped_steps": wrapper.skipped if isinstance(wrapper, MixedPrecision) else None,
         "hint": reporter.clock.hint,
+        "broken_images": _broken(dataset),
     }
     return _measured(reporter.clock, batch_size, facts)
 
@@ -161,6 +162,12 @@ def _measured(clock: Clock, batch_size: int, facts: dict[str, object]) -> Traine
     rate = clock.steps * batch_size / clock.seconds if clock.steps else None
     told = {name: value for name, value in facts.items() if value is not None}
     return Trained(rate, clock.data_share, {"data_time_share": clock.data_share, **told})
+
+
+def _broken(dataset: Dataset) -> list[str] | None:
+    """What an image dataset left out, if it does that."""
+    broken = getattr(dataset, "broken", None)
+    return broken.places or None if broken is not None else None
 
 
 def _without_traceback(error: UserError) -> UserError:

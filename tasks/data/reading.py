@@ -1,0 +1,132 @@
+"""Image files -> pixels: whatever the file is, upright 8-bit RGB or one clear error.
+
+Grey, CMYK and palette images are converted; of 16 bits the upper 8 are kept; transparency is
+dropped; of an animation the first frame counts; the camera's orientation is applied.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import functional
+
+from mae_bench.errors import UserError
+from tasks.data.formats import Member
+
+# What damaged files make Pillow raise.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+ORIENTATION = 0x0112  # of EXIF; from 5 on width and height change places
+
+
+class BrokenImage(UserError):
+    """A file that is no image, or is damaged; the message has its path."""
+
+
+def open_image(place: Path | Member) -> Image.Image:
+    """Open a file (use it in `with`) without decoding it: size and format are known at once.
+
+    Raises:
+        BrokenImage: no such file, or no image.
+    """
+    try:
+        file = io.BytesIO(place.read()) if isinstance(place, Member) else place
+        image = Image.open(file)
+    except DAMAGE as error:
+        raise BrokenImage(f"cannot read image {place}: {error}") from None
+    image.place = place
+    return image
+
+
+def decode(image: Image.Image, smallest: tuple[int, int] | None = None) -> Image.Image:
+    """Upright RGB of an image that was opened; one that is decoded already is returned as it is.
+
+    Args:
+        smallest: width and height, as stored, that are enough: a JPEG is then decoded at 1/2, 1/4
+            or 1/8 of its size if that is no smaller.
+
+    Raises:
+        BrokenImage: the file is damaged, or its pixels have no agreed range.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return image
+    try:
+        if smallest is not None:
+            image.draft(None, smallest)
+        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+    except DAMAGE as error:
+        place = getattr(image, "place", image.filename)
+        raise BrokenImage(f"cannot read image {place}: {error}") from None
+
+
+def read_image(place: Path | Member) -> Image.Image:
+    """Decode a file to upright RGB.
+
+    Raises:
+        BrokenImage: the file is not an image or is damaged; the message has its path.
+    """
+    with open_image(place) as image:
+        return decode(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; store it with 8 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("more than 16 bits a pixel; store it with 8 bits")
+        # Pillow would clip at 255, which makes most of such an image white.
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ORIENTATION, 1) >= 5
+    except DAMAGE:
+        return True  # decoding will say what is wrong
+
+
+class RandomCrop(RandomResizedCropAndInterpolation):
+    """timm's random resized crop, of files that are decoded no larger than the crop needs.
+
+    The box is drawn as ever, on the size in the file's header. Where it has at least twice the
+    pixels it is resized to, along both sides, the JPEG decoder leaves the finest frequencies out.
+    """
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """An image, decoded or only opened -> crop of the final size."""
+        lazy = isinstance(image, ImageFile.ImageFile)
+        if not lazy or image.format != "JPEG" or _is_turned(image):
+            return super().__call__(decode(image))
+        width, height = image.size
+        top, left, rows, columns = self.get_params(image, self.scale, self.ratio)
+        enough = (
+            math.ceil(width * self.size[1] / columns),
+            math.ceil(height * self.size[0] / rows),
+        )
+        image = decode(image, enough)
+        if image.size == (width, height):
+            box = (top, left, rows, columns)
+            return functional.resized_crop(image, *box, self.size, self.interpolation)
+        x, y = image.width / width, image.height / height
+        area = (left * x, top * y, (left + columns) * x, (top + rows) * y)
+        return image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=area)

@@ -1,0 +1,270 @@
+"""Users' own images by name: a folder, a list of files, tar shards.
+
+`imagefolder:DIR`, `filelist:FILE` and `tar:PLACE` can stand wherever a dataset's name does. Reading
+lists needs neither torch nor Pillow.
+
+Where a source has no validation images of its own, every 50th of its sorted images is held out.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mae_bench.errors import UserError, unknown
+from mae_bench.job import write_atomically
+from tasks.data.formats import SPLITS, LabeledImages, Member
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+HELD_OUT = 50
+# Where offsets into tar shards are kept, below the data root.
+INDEX_FOLDER = ".tar-index"
+
+
+class Entry(NamedTuple):
+    """An image of a source: where it is, its class, and the split if it names one."""
+
+    place: Path | Member
+    label: str
+    split: str | None = None
+
+
+def is_source(name: str) -> bool:
+    """Whether a dataset's name is of the form KIND:PLACE.
+
+    Raises:
+        UserError: it is, but the kind is unknown or the place missing.
+    """
+    kind, colon, place = name.partition(":")
+    if not colon:
+        return False
+    if kind not in KINDS:
+        raise unknown("kind of dataset", kind, KINDS)
+    if not place:
+        raise UserError(f"dataset {name!r} names no place; give {kind}:{KINDS[kind].place}")
+    return True
+
+
+def absolute(name: str) -> str:
+    """The same source, named so that other processes find it too; other names as they are."""
+    if not is_source(name):
+        return name
+    kind, _, place = name.partition(":")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
+
+
+def read_source(name: str, data_root: Path, split: str) -> LabeledImages:
+    """Images of "train" or "val".
+
+    Args:
+        data_root: where the offsets into tar shards are kept for the next time.
+
+    Raises:
+        UserError: nothing there, no image, or so few that none is left to train on.
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    entries = _entries(name, data_root)
+    classes = sorted({entry.label for entry in entries}, key=_by_number)
+    rank = {label: number for number, label in enumerate(classes)}
+    if any(entry.split == "val" for entry in entries):
+        chosen = [entry for entry in entries if (entry.split == "val") == (split == "val")]
+    else:
+        chosen = [e for i, e in enumerate(entries) if (i % HELD_OUT == 0) == (split == "val")]
+    if not chosen:
+        raise UserError(
+            f"dataset {name!r} has {len(entries)} images in all and none for {split}; at least one "
+            "to train on and one to validate on are needed"
+        )
+    return LabeledImages([e.place for e in chosen], [rank[e.label] for e in chosen], classes)
+
+
+def source_fingerprint(name: str) -> str:
+    """Hex digits over the names and sizes of a source's files (for tar shards: of the shards)."""
+    kind, _, place = name.partition(":")
+    files = [*KINDS[kind].files(place)]
+    root = os.path.commonpath([path.parent for path in files])
+    digest = hashlib.sha256(kind.encode())
+    for path in files:
+        size = path.stat().st_size if path.exists() else None
+        digest.update(f"\n{path.relative_to(root)} {size}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _entries(name: str, data_root: Path) -> list[Entry]:
+    kind, _, place = name.partition(":")
+    return KINDS[kind].entries(place, data_root)
+
+
+def _by_number(label: str) -> tuple[int, str]:
+    return (int(label), "") if label.isdecimal() else (-1, label)
+
+
+# --- a folder --------------------------------------------------------------------------------
+
+
+def _folder_files(place: str) -> list[Path]:
+    root = Path(place)
+    if not root.is_dir():
+        raise UserError(f"imagefolder:{place}: there is no such folder")
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    ]
+    if not found:
+        raise UserError(
+            f"imagefolder:{place}: the folder holds no image ({', '.join(sorted(SUFFIXES))})"
+        )
+    return sorted(found)
+
+
+def _folder_entries(place: str, data_root: Path) -> list[Entry]:
+    """`{train,val}/<class>/...`, `<class>/...` or images alone."""
+    root, paths = Path(place), _folder_files(place)
+    has_splits = (root / "train").is_dir()
+    entries = []
+    for path in paths:
+        parts = path.relative_to(root).parts
+        split = parts[0] if has_splits else None
+        if has_splits and split not in SPLITS:
+            continue
+        rest = parts[1:] if has_splits else parts
+        entries.append(Entry(path, rest[0] if len(rest) > 1 else "", split))
+    if not entries:
+        raise UserError(f"imagefolder:{place}: its train and val folders hold no image")
+    return entries
+
+
+# --- a list of files -------------------------------------------------------------------------
+
+
+def _listed(place: str, data_root: Path | None = None) -> list[Entry]:
+    """One path a line, from the list's own folder on; a label (a number) after each, or none."""
+    listing = Path(place)
+    if not listing.is_file():
+        raise UserError(f"filelist:{place}: there is no such file")
+    try:
+        lines = [line.strip() for line in listing.read_text().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"filelist:{place}: it is no text file ({error.reason})") from None
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise UserError(f"filelist:{place}: the list is empty; it needs one path a line")
+    pairs = [re.fullmatch(r"(.+?)[ \t]+(\d+)", line) for line in lines]
+    # A name may end in a number too; a list with labels has one in every line.
+    if all(pairs):
+        return [Entry(listing.parent / pair[1], pair[2]) for pair in pairs if pair]
+    return [Entry(listing.parent / line, "") for line in lines]
+
+
+def _listed_files(place: str) -> list[Path]:
+    paths = [Path(str(entry.place)) for entry in _listed(place)]
+    if not any(path.exists() for path in paths):
+        raise UserError(
+            f"filelist:{place}: none of its {len(paths)} files exists; the first is {paths[0]}. "
+            "Paths are relative to the folder of the list"
+        )
+    return [Path(place), *paths]
+
+
+# --- tar shards ------------------------------------------------------------------------------
+
+
+def _shards(place: str) -> list[Path]:
+    """A folder of *.tar, a file, a glob pattern, or a range as in train-{000..146}.tar."""
+    span = re.search(r"\{(\d+)\.\.(\d+)\}", place)
+    if span:
+        first, last = span.groups()
+        numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+        paths = [Path(place.replace(span[0], number)) for number in numbers]
+    elif Path(place).is_dir():
+        paths = sorted(Path(place).glob("*.tar"))
+    else:
+        paths = [Path(path) for path in sorted(glob.glob(place))]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        what = f"{missing[0]} does not exist" if missing else "no *.tar file is there"
+        raise UserError(f"tar:{place}: {what}")
+    return paths
+
+
+def _tar_entries(place: str, data_root: Path) -> list[Entry]:
+    """All images of the shards; those of shards with "val" in their name are for validation."""
+    shards = _shards(place)
+    has_val = any("val" in shard.name for shard in shards)
+    entries = []
+    for shard, members in zip(shards, _index(shards, data_root), strict=True):
+        split = ("val" if "val" in shard.name else "train") if has_val else None
+        entries += [Entry(Member(shard, *member), label, split) for *member, label in members]
+    if not entries:
+        raise UserError(f"tar:{place}: the {len(shards)} shards hold no image")
+    return entries
+
+
+def _index(shards: Sequence[Path], data_root: Path) -> list[list[Any]]:
+    """Per shard [name, offset, size, label] of each image, from the last time if it still holds."""
+    stats = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
+    key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    path = data_root / INDEX_FOLDER / f"{key}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    found = [_scan(shard) for shard in shards]
+    with suppress(OSError):  # a data root that cannot be written: scan again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(found))
+    return found
+
+
+def _scan(shard: Path) -> list[list[Any]]:
+    """Headers of one shard. A label is the `.cls` file of the same key, or the folder inside."""
+    images: list[tuple[str, tarfile.TarInfo]] = []
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                folder, _, file = member.name.rpartition("/")
+                key, _, suffix = file.partition(".")
+                if not member.isfile() or file.startswith("."):
+                    continue
+                if f".{suffix.rpartition('.')[2].lower()}" in SUFFIXES:
+                    images.append((f"{folder}/{key}", member))
+                elif suffix == "cls":
+                    content = archive.extractfile(member)
+                    labels[f"{folder}/{key}"] = content.read().decode().strip() if content else ""
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{shard} is not a whole, uncompressed tar archive ({error}); fetch or pack it again"
+        ) from None
+    end = shard.stat().st_size
+    for _, member in images:
+        if member.offset_data + member.size > end:
+            raise UserError(f"{shard} is cut off inside {member.name}; fetch it again")
+    return [
+        [m.name, m.offset_data, m.size, labels.get(key, m.name.rpartition("/")[0])]
+        for key, m in images
+    ]
+
+
+class Kind(NamedTuple):
+    """A kind of source: what its place is called, its files, its images."""
+
+    place: str
+    files: Callable[[str], Iterable[Path]]
+    entries: Callable[[str, Path], list[Entry]]
+
+
+KINDS = {
+    "imagefolder": Kind("DIR", _folder_files, _folder_entries),
+    "filelist": Kind("FILE", _listed_files, _listed),
+    "tar": Kind("DIR, FILE or PATTERN", _shards, _tar_entries),
+}
