@@ -247,7 +247,7 @@ def _path(folder: Path, number: int) -> Path:
 
 def _latest(folder: Path) -> int:
     """Highest number of a claim, 0 if there is none."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         names = (NAME.fullmatch(entry.name) for entry in os.scandir(folder))
         return max((int(name[1]) for name in names if name), default=0)
     return 0

@@ -7,16 +7,21 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_bench import backbones_cli, work_cli
 from mae_bench.errors import UserError, unknown
 from mae_bench.plan import TABLES, TOKENIZER_INIT, check_scale
 from mae_bench.progress import make_console
 from mae_bench.recipes import list_recipes, parse_override
 from mae_bench.records import Scale, Setting
 from mae_bench.request import Request, Single
+from mae_bench.work_cli import WORK_DIR, Out, WorkDir
+
+if TYPE_CHECKING:
+    from mae_bench import session
 
 app = typer.Typer(
     help="Does it transfer? The MAE paper's transfer tables for any pretrained ViT.",
@@ -25,12 +30,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-backbones_app = typer.Typer(help="Encoders.", no_args_is_help=True)
 data_app = typer.Typer(help="Datasets.", no_args_is_help=True)
-app.add_typer(backbones_app, name="backbones")
+app.add_typer(backbones_cli.app, name="backbones")
 app.add_typer(data_app, name="data")
 
-WorkDir = Annotated[Path, typer.Option(help="Where runs, records and logs go.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Where the datasets are  [default: WORK_DIR/data]")
 ]
@@ -46,13 +49,18 @@ Backbone = Annotated[str, typer.Option(help="See `mae-bench backbones list`.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time  [default: number of cores]")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the graph of runs and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the graph of runs with their costs, and stop.")
+]
+Format = Annotated[str, typer.Option("--format", help="Of --dry-run: text or json.")]
 Smoke = Annotated[
     bool, typer.Option("--smoke", help="Two iterations of everything; the numbers mean nothing.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Repeat runs that are done.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the report  [default: report]")]
-WORK_DIR = Path("work_dirs")
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try runs again that failed before.")
+]
+FORMATS = ("text", "json")
 MINI_BACKBONE = "vit_mini_patch8"
 MAX_SEED = 2**32 - 1  # NumPy's
 
@@ -78,8 +86,10 @@ def reproduce(
     ] = [],  # noqa: B006
     overrides: Sets = [],  # noqa: B006
     dry_run: DryRun = False,
+    format: Format = "text",
     smoke: Smoke = False,
     force: Force = False,
+    retry_failed: RetryFailed = False,
     out: Out = None,
 ) -> None:
     """Train and score what the tables need, print them, write the report."""
@@ -97,8 +107,8 @@ def reproduce(
         inits=dict(_init(text) for text in init),
     )
     out = out or (work_dir / "smoke-report" if smoke else Path("report"))
-    options = session.Options(work_dir, workers or _cores(), force, out, _command())
-    _finish(session.dry_run(request, options) if dry_run else session.run(request, options))
+    options = session.Options(work_dir, workers or _cores(), force, out, _command(), retry_failed)
+    _go(request, options, _shown(dry_run, format))
 
 
 @app.command()
@@ -108,23 +118,37 @@ def pretrain(
         Path | None, typer.Option(help="For the target dvae-token: ours, or DALL-E's encoder.")
     ] = None,
     backbone: Backbone = MINI_BACKBONE,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Own images: imagefolder:DIR, filelist:FILE, tar:DIR  [default: the scale's]"
+        ),
+    ] = None,
     scale: ScaleName = "mini",
     seed: Seed = 0,
     data_root: DataRoot = None,
     work_dir: WorkDir = WORK_DIR,
     overrides: Sets = [],  # noqa: B006
     dry_run: DryRun = False,
+    format: Format = "text",
     smoke: Smoke = False,
     force: Force = False,
 ) -> None:
     """Pretrain one backbone with MAE and say where its checkpoint is."""
+    from tasks import data
     from tasks.pretraining import TARGETS
 
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
-    single = Single(init=f"mae-{target}", backbone=_backbone(backbone))
+    if dataset is not None:
+        dataset = data.absolute(dataset)
+        data.check_use(dataset, "pretraining")
+    single = Single(init=f"mae-{target}", backbone=_backbone(backbone), dataset=dataset)
+    if tokenizer and target != "dvae-token":
+        raise UserError(f"target {target} needs no tokenizer; --tokenizer goes with dvae-token")
     inits = {TOKENIZER_INIT: tokenizer} if tokenizer else {}
-    _single(single, scale, seed, data_root, work_dir, overrides, dry_run, smoke, force, inits)
+    shown = _shown(dry_run, format)
+    _single(single, scale, seed, data_root, work_dir, overrides, shown, smoke, force, inits)
 
 
 @app.command()
@@ -141,12 +165,14 @@ def transfer(
     work_dir: WorkDir = WORK_DIR,
     overrides: Sets = [],  # noqa: B006
     dry_run: DryRun = False,
+    format: Format = "text",
     smoke: Smoke = False,
     force: Force = False,
 ) -> None:
     """Train and score one backbone on one task."""
     from tasks import data
 
+    dataset = data.absolute(dataset)
     data.get_dataset(dataset)
     if (init is None) == (checkpoint is None):
         raise UserError("give either --init NAME or --checkpoint FILE (one of them, not both)")
@@ -159,37 +185,12 @@ def transfer(
     data.check_use(dataset, task)
     name = init or next(iter(inits))
     single = Single(init=name, backbone=backbone, task=task, setting=setting)
-    _single(single, scale, seed, data_root, work_dir, overrides, dry_run, smoke, force, inits)
+    shown = _shown(dry_run, format)
+    _single(single, scale, seed, data_root, work_dir, overrides, shown, smoke, force, inits)
 
 
-@app.command()
-def status(work_dir: WorkDir = WORK_DIR) -> None:
-    """Say what is done, running, failed and missing of what was asked for last."""
-    from mae_bench import overview
-    from mae_bench.workspace import Workspace
-
-    workspace = Workspace(work_dir)
-    view = overview.status(Request.read(workspace).plan(), workspace)
-    make_console().print(overview.render_status(view))
-
-
-@app.command()
-def report(
-    work_dir: WorkDir = WORK_DIR,
-    out: Out = None,
-    formats: Annotated[
-        str, typer.Option("--format", help="Comma-separated: html, md, tex, csv, json.")
-    ] = "html,md,tex,csv,json",
-) -> None:
-    """Write the report of what was asked for last, as far as it is there."""
-    from mae_bench import session
-    from mae_bench.workspace import Workspace
-
-    workspace = Workspace(work_dir)
-    request = Request.read(workspace)
-    names = [name.strip() for name in formats.split(",")]
-    written = session.report(request, workspace, out or Path("report"), names)
-    typer.echo("\n".join(str(path) for path in written))
+for verb in (work_cli.status, work_cli.report, work_cli.clean):
+    app.command()(verb)
 
 
 @app.command()
@@ -205,10 +206,19 @@ def doctor(work_dir: WorkDir = WORK_DIR) -> None:
 @app.command()
 def visualize(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    checkpoint: Annotated[Path, typer.Option(help="Of an MAE pretraining.")],
-    out: Annotated[Path, typer.Option(help="The figure to write.")],
-    mask_ratio: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.75,
+    checkpoint: Annotated[
+        Path,
+        typer.Option(help="mae.safetensors of a pretraining, or a file of MAE's with decoder."),
+    ],
+    out: Annotated[Path, typer.Option(help="The figure to write: .png, .pdf or .svg.")],
+    mask_ratio: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, max=1.0, help="Given twice: both in one figure.  [default: 0.75]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+    target: Annotated[
+        str | None, typer.Option(help="For a file of MAE's: pixel or norm-pixel.")
+    ] = None,
 ) -> None:
     """Draw what an MAE sees, what it reconstructs, and the original."""
     for path in (checkpoint, *images):
@@ -216,16 +226,10 @@ def visualize(
             raise UserError(f"{path}: there is no such file")
     from tasks.pretraining.visualize import visualize as draw
 
-    draw(checkpoint, images, out, mask_ratio, seed)
+    notes = draw(checkpoint, images, out, mask_ratio or [0.75], seed, target)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(out)
-
-
-@backbones_app.command("list")
-def list_backbones() -> None:
-    """Print the names that --backbone knows."""
-    from backbones import list_backbones as names
-
-    typer.echo("\n".join(names()))
 
 
 @data_app.command("list")
@@ -261,7 +265,7 @@ def _single(
     data_root: Path | None,
     work_dir: Path,
     overrides: Sequence[str],
-    dry_run: bool,
+    shown: str | None,
     smoke: bool,
     force: bool,
     inits: dict[str, Path],
@@ -277,8 +281,26 @@ def _single(
         smoke=smoke,
         inits=inits,
     )
-    options = session.Options(work_dir, _cores(), force, None, _command())
-    _finish(session.dry_run(request, options) if dry_run else session.run(request, options))
+    # Who gives the command for a single run again wants it tried again.
+    options = session.Options(work_dir, _cores(), force, None, _command(), retry_failed=True)
+    _go(request, options, shown)
+
+
+def _shown(dry_run: bool, format: str) -> str | None:
+    """Return how the plan is to be shown; None to carry it out."""
+    if format not in FORMATS:
+        raise unknown("format of --dry-run", format, FORMATS)
+    if format != FORMATS[0] and not dry_run:
+        raise UserError(f"--format {format} is for --dry-run; reports have `mae-bench report`")
+    return format if dry_run else None
+
+
+def _go(request: Request, options: session.Options, shown: str | None) -> None:
+    from mae_bench import session
+
+    if shown is None:
+        _finish(session.run(request, options))
+    _finish(session.dry_run(request, options, as_json=shown == "json"))
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -14,59 +14,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
+from mae_bench.cost import Estimates
 from mae_bench.plan import Plan
 from mae_bench.records import Record, Run
 from mae_bench.workspace import Workspace, state_of
-from tasks.pretraining import INITS
 
 SECONDS_BETWEEN_LINES = 60
-# Recipe keys that tell inits apart hardly change how long a run takes.
-IGNORED = frozenset(key for init in INITS.values() for key in init.overrides)
+STOPPING = "stopping as soon as the runs have saved their states; once more (Ctrl-C): now"
 
 
 def make_console() -> Console:
     """Return the console for stdout; a file or a pipe gets wide lines instead of wrapped ones."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-class Estimates:
-    """Expected seconds of runs, from finished runs of the same task, backbone and recipe."""
-
-    def __init__(self, records: Iterable[Record] = ()):
-        self._seconds: dict[str, list[float]] = {}
-        for record in records:
-            self.learn(record)
-
-    def learn(self, record: Record) -> None:
-        """Take in one more record."""
-        if record.status == "ok":
-            self._seconds.setdefault(_kind(record.run), []).append(record.provenance.seconds)
-
-    def of(self, run: Run) -> float | None:
-        """Return the expected seconds, None if no such run has finished yet."""
-        measured = self._seconds.get(_kind(run))
-        return fmean(measured) if measured else None
-
-    def left(self, run: Run, elapsed: float, progress: dict[str, Any]) -> float | None:
-        """Return the seconds that a running run still needs; None if nothing is known."""
-        expected = self.of(run)
-        if expected is not None and elapsed < expected:
-            return expected - elapsed
-        step, total = progress.get("step", 0), progress.get("total", 0)
-        return elapsed * (total - step) / step if step else None
-
-
-def _kind(run: Run) -> str:
-    sections: list[tuple[str, object]] = []
-    for section, values in sorted(run.recipe_values.items()):
-        entries = sorted(values.items()) if isinstance(values, dict) else [("", values)]
-        sections += [
-            (f"{section}.{key}", value)
-            for key, value in entries
-            if f"{section}.{key}" not in IGNORED
-        ]
-    return repr((run.task, run.backbone, sections))
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -89,7 +49,7 @@ def headline(record: Record) -> str:
 
 
 class Board:
-    """Counts and clocks behind both views. A context manager; see `launchers.Monitor`."""
+    """Counts and clocks behind both views. A context manager; see `crew.Monitor`."""
 
     def __init__(self, plan: Plan, workspace: Workspace, done: Iterable[str], workers: int):
         self.workspace, self.workers = workspace, workers
@@ -104,32 +64,40 @@ class Board:
         self.dataset: str | None = None
 
     def preparing(self, dataset: str) -> None:
-        """See `launchers.Monitor`."""
+        """See `crew.Monitor`."""
         self.dataset = dataset
 
     def started(self, run: Run) -> None:
-        """See `launchers.Monitor`."""
+        """See `crew.Monitor`."""
         self.dataset = None
-        self.active[run.id] = (self.waiting.pop(run.id), time.time())
+        self.active[run.id] = (self.waiting.pop(run.id, run), time.time())
 
     def finished(self, run: Run, record: Record) -> None:
-        """See `launchers.Monitor`."""
+        """See `crew.Monitor`."""
         del self.active[run.id]
         (self.done if record.status == "ok" else self.failed).add(run.id)
         self.estimates.learn(record)
 
     def blocked(self, run: Run) -> None:
-        """See `launchers.Monitor`."""
+        """See `crew.Monitor`."""
         del self.waiting[run.id]
         self.failed.add(run.id)
 
     def stopped(self, run: Run) -> None:
-        """See `launchers.Monitor`."""
+        """See `crew.Monitor`."""
         del self.active[run.id]
         self.interrupted.add(run.id)
 
+    def kept(self, run: Run, record: Record) -> None:
+        """See `crew.Monitor`."""
+        del self.waiting[run.id]
+        self.failed.add(run.id)
+
+    def stopping(self) -> None:
+        """See `crew.Monitor`."""
+
     def tick(self) -> None:
-        """See `launchers.Monitor`."""
+        """See `crew.Monitor`."""
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +176,13 @@ class PlainBoard(Board):
         super().stopped(run)
         self._print(f"stopped {run.label}; the same command continues it")
 
+    def kept(self, run: Run, record: Record) -> None:
+        super().kept(run, record)
+        self._print(kept_line(run))
+
+    def stopping(self) -> None:
+        self._print(STOPPING)
+
     def tick(self) -> None:
         if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
@@ -251,6 +226,13 @@ class LiveBoard(Board):
         text = f"stopped {run.label}; the same command continues it"
         self.console.print(Text(text, style="yellow"))
 
+    def kept(self, run: Run, record: Record) -> None:
+        super().kept(run, record)
+        self.console.print(Text(kept_line(run), style="red"))
+
+    def stopping(self) -> None:
+        self.console.print(Text(STOPPING, style="yellow"))
+
     def tick(self) -> None:
         self._live.update(self.view(), refresh=True)
 
@@ -282,6 +264,11 @@ def finish_line(run: Run, record: Record) -> str:
     word = "done   " if record.status == "ok" else "FAILED "
     took = seconds_text(record.provenance.seconds)
     return f"{word} {run.label} ({run.id})  {headline(record)}  {took}"
+
+
+def kept_line(run: Run) -> str:
+    """Return what is printed of a run that failed under an earlier command."""
+    return f"failed  {run.label} ({run.id}) before; --retry-failed tries again"
 
 
 def step_text(report: dict[str, Any]) -> str:

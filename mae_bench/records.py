@@ -44,7 +44,7 @@ class Upstream(Strict):
 
 # Recipe keys that change how fast a run goes and how often it saves, and no number: the order of
 # samples and all that is random are functions of seed and position.
-NO_EFFECT = frozenset({"num_workers", "prefetch_factor", "save_every"})
+NO_EFFECT = frozenset({"num_workers", "prefetch", "save_every"})
 
 
 class Run(Strict):

@@ -27,6 +27,7 @@ class Options:
     Attributes:
         out: folder of the report; None for none.
         command: as typed, for the records.
+        retry_failed: have runs that failed before done again.
     """
 
     work_dir: Path
@@ -34,13 +35,18 @@ class Options:
     force: bool
     out: Path | None
     command: str
+    retry_failed: bool = False
 
 
-def dry_run(request: Request, options: Options) -> bool:
+def dry_run(request: Request, options: Options, as_json: bool = False) -> bool:
     """Print the graph of runs."""
     workspace = Workspace(options.work_dir)
     workspace.check()
-    make_console().print(overview.graph(request.plan(), workspace))
+    graph = overview.graph(request.plan(), workspace)
+    if as_json:
+        print(graph.model_dump_json(indent=1))
+    else:
+        make_console().print(overview.render_graph(graph))
     return True
 
 
@@ -63,6 +69,8 @@ def run(request: Request, options: Options) -> bool:
     request.save(workspace)
     if options.force:
         workspace.forget(ids)
+    elif options.retry_failed:
+        workspace.forgive(ids)
     if missing or options.force:
         _train(request, plan, options)
     records = workspace.records(ids)
@@ -107,8 +115,10 @@ def _train(request: Request, plan: Plan, options: Options) -> None:
     site = Site(options.work_dir.absolute(), request.data_root, options.command)
     board = make_board(plan, workspace, done, options.workers, make_console())
     seconds = {run.run.id: board.estimates.of(run.run) or 1.0 for run in plan.runs}
+    peaks = {run.run.id: board.estimates.gpu_memory_mb(run.run) for run in plan.runs}
+    memory = {run_id: peak for run_id, peak in peaks.items() if peak is not None}
     with board:
-        local(plan, site, options.workers, board, done, seconds)
+        local(plan, site, options.workers, board, done, seconds, memory=memory)
 
 
 def _results(plan: Plan, workspace: Workspace, records: dict[str, Record]) -> list[TableResult]:
