@@ -7,7 +7,6 @@ import timm
 import torch
 
 from backbones import create_backbone, list_backbones
-from backbones.pyramid import TapPyramid
 from backbones.vit import (
     patchify,
     quarters,
@@ -133,14 +132,6 @@ def test_quarters_of_the_paper():
     assert quarters(12) == (2, 5, 8, 11)
     assert quarters(24) == (5, 11, 17, 23)
     assert quarters(4) == (0, 1, 2, 3)
-
-
-def test_pyramid_scales():
-    maps = [torch.randn(2, 32, 6, 4)] * 4
-    levels = TapPyramid(32)(maps)
-    assert [tuple(x.shape[-2:]) for x in levels] == [(24, 16), (12, 8), (6, 4), (3, 2)]
-    with pytest.raises(ValueError, match=r"scale 3; known: 4, 2, 1, 0.5"):
-        TapPyramid(32, scales=(3,))
 
 
 def test_unknown_name_is_one_clear_error():
