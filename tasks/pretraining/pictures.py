@@ -4,48 +4,135 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
 
-TARGET_PX, GAP, TITLE_PX = 128, 4, 110
+TARGET_PX, GAP, TITLE_PX, FONT_PX = 128, 4, 110, 13
 NUM_SHOWN = 8
+SUFFIXES = (".png", ".pdf", ".svg")
 
 
-def image_grid(rows: Sequence[Tensor], titles: Sequence[str], path: Path) -> None:
-    """Write a PNG with one line per entry of `rows`.
+@dataclass
+class Sheet:
+    """A figure before it is drawn: images and lines of text with their places, in pixels.
+
+    Attributes:
+        images: (left, top, picture).
+        texts: (left, middle, text).
+    """
+
+    width: int
+    height: int
+    images: list[tuple[int, int, Image.Image]] = field(default_factory=list)
+    texts: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file name that no figure can be written to.
+
+    Raises:
+        UserError: another suffix than of PNG, PDF or SVG.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: figures are written as {', '.join(SUFFIXES)}; give one of these")
+
+
+def image_grid(
+    rows: Sequence[Tensor],
+    titles: Sequence[str],
+    path: Path,
+    columns: int = NUM_SHOWN,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write a figure with one line per entry of `rows`; PNG, PDF or SVG by the path's suffix.
 
     Args:
         rows: each (B, 3, H, W) in [0, 1] (values outside are clipped), the same B, H and W.
         titles: a word or two per row, written at its left.
+        columns: images beside each other; further ones follow below, under the same titles.
+        notes: lines below everything.
+
+    Raises:
+        UserError: see `check_suffix`.
     """
-    count, _, height, width = rows[0].shape
-    # Small images are enlarged by a whole factor without smoothing: what the model saw, visible.
-    zoom = max(1, TARGET_PX // min(height, width))
-    cell_h, cell_w = height * zoom, width * zoom
-    sheet = Image.new(
-        "RGB",
-        (TITLE_PX + count * (cell_w + GAP), len(rows) * (cell_h + GAP) + GAP),
-        "white",
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for line, (images, title) in enumerate(zip(rows, titles, strict=True)):
-        top = GAP + line * (cell_h + GAP)
-        draw.text((6, top + cell_h // 2), title, fill="black", font=font, anchor="lm")
-        for column, image in enumerate(images):
-            sheet.paste(_picture(image, zoom), (TITLE_PX + column * (cell_w + GAP), top))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    write_atomically(path, buffer.getvalue())
+    check_suffix(path)
+    sheet = _arrange(rows, titles, columns, notes)
+    draw = _png if path.suffix.lower() == ".png" else _vector
+    write_atomically(path, draw(sheet, path.suffix.lower().removeprefix(".")))
 
 
 def spread(size: int, count: int) -> list[int]:
     """`count` indices spread evenly over `size` items (sorted by class, they show every class)."""
     return [size * k // count for k in range(min(count, size))]
+
+
+def _arrange(
+    rows: Sequence[Tensor], titles: Sequence[str], columns: int, notes: Sequence[str]
+) -> Sheet:
+    count, _, height, width = rows[0].shape
+    # Small images are enlarged by a whole factor without smoothing: what the model saw, visible.
+    zoom = max(1, TARGET_PX // min(height, width))
+    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
+    font = ImageFont.load_default(FONT_PX)
+    margin = max(TITLE_PX, *(int(font.getlength(title)) + 3 * GAP for title in titles))
+    bands = -(-count // columns)
+    band_px = len(rows) * cell_h + (2 * FONT_PX if bands > 1 else 0)
+    below = bands * band_px + GAP
+    sheet = Sheet(margin + min(count, columns) * cell_w, below + len(notes) * (FONT_PX + 2 * GAP))
+    for line, (images, title) in enumerate(zip(rows, titles, strict=True)):
+        for index, image in enumerate(images):
+            band, column = divmod(index, columns)
+            top = GAP + band * band_px + line * cell_h
+            sheet.images.append((margin + column * cell_w, top, _picture(image, zoom)))
+            if column == 0:
+                sheet.texts.append((6, top + (cell_h - GAP) // 2, title))
+    for line, note in enumerate(notes):
+        sheet.texts.append((6, below + line * (FONT_PX + 2 * GAP) + FONT_PX // 2, note))
+    return sheet
+
+
+def _png(sheet: Sheet, kind: str) -> bytes:
+    canvas = Image.new("RGB", (sheet.width, sheet.height), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_PX)
+    for left, top, picture in sheet.images:
+        canvas.paste(picture, (left, top))
+    for left, middle, text in sheet.texts:
+        draw.text((left, middle), text, fill="black", font=font, anchor="lm")
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _vector(sheet: Sheet, kind: str) -> bytes:
+    """PDF or SVG with the pixels as they are and the text as text."""
+    from matplotlib import rc_context  # slow to import, and rarely needed
+    from matplotlib.figure import Figure
+
+    # Points are 1/72 inch: at this resolution a pixel is a point.
+    figure = Figure(figsize=(sheet.width / 72, sheet.height / 72), dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))
+    axes.axis("off")
+    for left, top, picture in sheet.images:
+        extent = (left, left + picture.width, top + picture.height, top)
+        axes.imshow(picture, extent=extent, interpolation="none", aspect="auto")
+    for left, middle, text in sheet.texts:
+        axes.text(left, middle, text, fontsize=FONT_PX, va="center_baseline")
+    # imshow has moved the limits to its own images.
+    axes.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))
+    buffer = io.BytesIO()
+    # No date and no random ids: the same figure is the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mae-bench", "pdf.fonttype": 42}):
+        date = {"Date": None} if kind == "svg" else {"CreationDate": None}
+        figure.savefig(buffer, format=kind, metadata=date)
+    return buffer.getvalue()
 
 
 def _picture(image: Tensor, zoom: int) -> Image.Image:
