@@ -1,7 +1,12 @@
-"""Our encoders inside detectron2: names, shapes, padding, taps, weights at step 0."""
+"""Our encoders inside detectron2: names, shapes, padding, taps, weights at step 0.
 
+With MAE_BENCH_DETECTRON2=<checkout of detectron2's main branch>, all of it is tried there too.
+"""
+
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -15,14 +20,19 @@ from backbones.vit import quarters
 from mae_bench.errors import UserError
 
 # isort: split
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, get_cfg, instantiate
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.structures import ImageList
 
 pytestmark = pytest.mark.detectron2
 SMALL = ("vit_mini_patch8", "vit_tiny_patch16")
 STRIDES = {"vit_mini_patch8": [2, 4, 8, 16], "vit_tiny_patch16": [4, 8, 16, 32]}
+# Li et al. and ViTDet, small.
+LI = dict(window_size=4, relative_positions="shared", relative_img_size=64, drop_path_rate=0.1)
+VITDET = dict(window_size=4, relative_positions="decomposed", relative_img_size=64)
+MAIN = os.environ.get("MAE_BENCH_DETECTRON2")
 
 
 def small(name, strides=None, **options):
@@ -48,10 +58,10 @@ def test_missing_names_are_restored_and_present_ones_left(monkeypatch):
     assert PIL.Image.LINEAR == PIL.Image.BILINEAR
 
 
-@pytest.mark.parametrize("name", list_backbones())
+@pytest.mark.parametrize("name", [*list_backbones(), "mae_bench"])
 def test_every_backbone_is_in_detectron2s_registry(name):
-    assert callable(BACKBONE_REGISTRY.get(name))
-    assert callable(BACKBONE_REGISTRY.get(f"{name}_fpn"))
+    for suffix in ("", "_fpn", "_simple_pyramid"):
+        assert callable(BACKBONE_REGISTRY.get(f"{name}{suffix}"))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -85,14 +95,78 @@ def test_level_names_follow_the_strides():
     assert torch.equal(maps["p5"], maps["p4"][:, :, ::2, ::2])
 
 
-def test_padding_constraints_are_spelt_as_detectron2_reads_them():
-    free = small("vit_mini_patch8", [4, 8, 16])
-    assert free.padding_constraints == {"size_divisibility": 16, "square_size": 0}
+BUILDERS = {
+    "fpn": lambda **o: detectron2.vit_fpn("vit_mini_patch8", [4, 8, 16], 32, **o),
+    "li": lambda **o: detectron2.vit_fpn("vit_mini_patch8", [4, 8, 16], 32, depth=8, **LI, **o),
+    "vitdet": lambda **o: detectron2.vit_simple_pyramid(
+        "vit_mini_patch8", [4, 8, 16], 32, depth=8, **VITDET, **o
+    ),
+    "unpadded windows": lambda **o: detectron2.vit_fpn(
+        "vit_mini_patch8", [4, 8, 16], 32, window_size=3, window_pad=False, depth=8, **o
+    ),
+    "timm plain": lambda **o: detectron2.vit_fpn(
+        "timm:deit_tiny_patch16_224", [4, 8, 16, 32], 32, depth=4, **o
+    ),
+    "timm hierarchical": lambda **o: detectron2.vit_fpn("timm:resnet18", [4, 8, 16, 32], 32, **o),
+    "timm windows": lambda **o: detectron2.vit_fpn(
+        "timm:swin_tiny_patch4_window7_224", [4, 8, 16], 32, **o
+    ),
+}
+DIVISIBILITY = {
+    "unpadded windows": 48,
+    "timm plain": 32,
+    "timm hierarchical": 32,
+}
+
+
+def detector(backbone):
+    """A real GeneralizedRCNN around a backbone, for its preprocessing; the heads are never run."""
+    mean = [123.675, 116.28, 103.53]
+    return GeneralizedRCNN(
+        backbone=backbone,
+        proposal_generator=torch.nn.Identity(),
+        roi_heads=torch.nn.Identity(),
+        pixel_mean=mean,
+        pixel_std=mean,
+    )
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("sizes", [[(50, 83)], [(33, 95), (71, 40)]])
+def test_detectron2s_own_preprocessing_pads_what_the_backbone_needs(builder, sizes):
+    """Odd sizes through GeneralizedRCNN: the least padding, and every level as it was promised."""
+    model = detector(BUILDERS[builder]()).eval()
+    divisor = DIVISIBILITY.get(builder, 16)
+    assert model.backbone.size_divisibility == divisor
+    images = [{"image": torch.rand(3, *size) * 255} for size in sizes]
+    batch = model.preprocess_image(images)
+    assert batch.image_sizes == sizes
+    highest = [max(size[side] for size in sizes) for side in (0, 1)]
+    assert list(batch.tensor.shape[-2:]) == [-(-side // divisor) * divisor for side in highest]
+    with torch.no_grad():
+        maps = model.backbone(batch.tensor)
+    shapes = model.backbone.output_shape()
+    assert list(maps) == list(shapes)
+    for level, shape in shapes.items():
+        grid = tuple(-(-side // shape.stride) for side in batch.tensor.shape[-2:])
+        assert maps[level].shape == (len(sizes), shape.channels, *grid), level
+
+
+@pytest.mark.parametrize("builder", ["fpn", "vitdet", "timm hierarchical"])
+def test_square_padding(builder):
+    """Release 0.6 reads only the divisibility, main both; either pads to the square."""
+    model = detector(BUILDERS[builder](square_pad=128))
+    assert model.backbone.size_divisibility == 128
+    assert model.backbone.padding_constraints == {"size_divisibility": 128, "square_size": 128}
+    assert BUILDERS[builder]().padding_constraints["square_size"] == 0
+    for sizes in ([(50, 83)], [(33, 128), (71, 40)]):
+        batch = model.preprocess_image([{"image": torch.rand(3, *size)} for size in sizes])
+        assert batch.tensor.shape == (len(sizes), 3, 128, 128)
+
+
+def test_the_least_padding_takes_patches_and_strides():
     assert small("vit_mini_patch8", [4, 8]).size_divisibility == 8
-    fpn = detectron2.vit_fpn("vit_mini_patch8", [4, 8, 16], 32, square_pad=96)
-    assert fpn.padding_constraints == {"size_divisibility": 96, "square_size": 96}
-    batch = ImageList.from_tensors([torch.rand(3, 40, 70)], fpn.size_divisibility)
-    assert batch.tensor.shape == (1, 3, 96, 96)
+    assert small("vit_mini_patch8", [16]).size_divisibility == 16
 
 
 @pytest.mark.parametrize("strides", [[4, 8, 14], [3, 7], [64]])
@@ -121,14 +195,52 @@ def test_levels_are_the_encoders_own_taps_resampled():
     assert same == [True, True, False, False]
 
 
-def test_every_trainable_parameter_gets_a_gradient():
-    model = detectron2.vit_fpn("vit_mini_patch8", [2, 4, 8, 16], 32)
-    sum(level.square().mean() for level in model(torch.rand(2, 3, 64, 64)).values()).backward()
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_every_trainable_parameter_gets_a_gradient(builder):
+    torch.manual_seed(0)
+    model = BUILDERS[builder]().train()
+    maps = model(torch.rand(2, 3, 96, 96))
+    # Against noise: the mean of a normalised map is constant.
+    sum((level * torch.rand_like(level)).sum() for level in maps.values()).backward()
     for name, parameter in model.named_parameters():
-        has_gradient = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
-        assert has_gradient == parameter.requires_grad, name
-    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-    assert frozen == ["bottom_up.encoder.norm.weight", "bottom_up.encoder.norm.bias"]
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    if builder in {"fpn", "li", "unpadded windows"}:
+        assert frozen == {"bottom_up.encoder.norm.weight", "bottom_up.encoder.norm.bias"}
+
+
+def test_taps_after_any_blocks():
+    model = detectron2.vit_features("vit_mini_patch8", [4, 8], taps=[0, 2])
+    frozen = {n.split(".")[2] for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"3", "weight", "bias"}  # the last block and the norm
+    images = torch.rand(1, 3, 32, 48)
+    assert torch.equal(model(images)["s8"], model.encoder.forward_maps(images, [0, 2])[1])
+    for taps, message in (([2, 0], "ascending"), ([0], "1 taps"), ([0, 4], "from 0 to 3")):
+        with pytest.raises(UserError, match=message):
+            detectron2.vit_features("vit_mini_patch8", [4, 8], taps=taps)
+
+
+def test_levels_that_a_hierarchical_encoder_has_not():
+    with pytest.raises(UserError, match=r"strides \[2, 4\]: this encoder has \[4, 8, 16, 32\]"):
+        detectron2.vit_features("timm:resnet18", [2, 4])
+    with pytest.raises(UserError, match=r"timm:resnet18 is hierarchical .* use vit_fpn"):
+        detectron2.vit_simple_pyramid("timm:resnet18")
+    unused = detectron2.vit_features("timm:resnet18", [4, 8])
+    frozen = {n.split(".")[1] for n, p in unused.named_parameters() if not p.requires_grad}
+    assert {"layer3", "layer4"} <= frozen and not frozen & {"conv1", "layer1", "layer2"}
+
+
+@pytest.mark.parametrize("norm", ["", "LN", "GN", "BN"])
+def test_norms_of_pyramid_and_fpn_by_name(norm):
+    """ "LN" too, which release 0.6 does not know."""
+    kinds = {"": 0, "LN": torch.nn.LayerNorm, "GN": torch.nn.GroupNorm, "BN": torch.nn.BatchNorm2d}
+    fpn = detectron2.vit_fpn("vit_mini_patch8", [2, 4], 32, norm, pyramid_norm=norm)
+    vitdet = detectron2.vit_simple_pyramid("vit_mini_patch8", [2, 4], 32, norm, embed_dim=192)
+    for model in (fpn.bottom_up.pyramid, fpn.fpn_lateral1, vitdet.pyramid):
+        found = [m for m in model.modules() if norm and isinstance(m, kinds[norm])]
+        assert bool(found) == bool(norm)
+        convolutions = [m for m in model.modules() if type(m).__name__ == "Conv2d"]
+        assert all((c.bias is None) == bool(norm) for c in convolutions)
 
 
 @pytest.fixture
@@ -139,28 +251,32 @@ def checkpoint(tmp_path):
     return tmp_path / "mini.safetensors", fingerprint(encoder.state_dict())
 
 
-def test_weights_at_step_0_are_the_files(checkpoint):
+@pytest.mark.parametrize(
+    "build", [detectron2.vit_fpn, detectron2.vit_features, detectron2.vit_simple_pyramid]
+)
+def test_weights_at_step_0_are_the_files(build, checkpoint, tmp_path):
+    """Instantiated lazily, inside a detector, after detectron2's checkpointer had its turn."""
     path, expected = checkpoint
-    config = LazyCall(detectron2.vit_fpn)(
-        name="vit_mini_patch8", strides=[4, 8, 16], checkpoint=str(path), out_channels=32
-    )
-    model = instantiate(config)
-    assert fingerprint(detectron2.encoder_of(model).state_dict()) == expected
-    report = detectron2.load_report_of(model)
+    config = LazyCall(build)(name="vit_mini_patch8", strides=[4, 8, 16], checkpoint=str(path))
+    model = detector(instantiate(config))
+    heads = {"model": {"roi_heads.box_predictor.weight": torch.rand(3, 3)}}
+    torch.save(heads, tmp_path / "heads.pth")
+    for file in ("", str(tmp_path / "heads.pth")):
+        DetectionCheckpointer(model, str(tmp_path)).resume_or_load(file, resume=False)
+        encoder = detectron2.encoder_of(model.backbone)
+        assert fingerprint(encoder.state_dict()) == expected
+    report = detectron2.load_report_of(model.backbone)
     assert report.fingerprint == expected and not report.resized
-    random = instantiate(LazyCall(detectron2.vit_fpn)(name="vit_mini_patch8", strides=[4, 8, 16]))
+    report.check(encoder.state_dict())
+    random = instantiate(LazyCall(build)(name="vit_mini_patch8", strides=[4, 8, 16]))
     assert fingerprint(detectron2.encoder_of(random).state_dict()) != expected
     assert detectron2.load_report_of(random) is None
 
 
-def test_yacs_builds_mask_rcnn_on_our_backbone(checkpoint):
-    path, expected = checkpoint
+def yacs(**vit):
     cfg = get_cfg()
     detectron2.add_vit_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BACKBONE.NAME = "vit_mini_patch8_fpn"
-    cfg.MODEL.VIT.STRIDES = [4, 8, 16]
-    cfg.MODEL.VIT.CHECKPOINT = str(path)
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.MASK_ON = True
     levels = ["p2", "p3", "p4", "p5"]
@@ -170,12 +286,51 @@ def test_yacs_builds_mask_rcnn_on_our_backbone(checkpoint):
     cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    cfg.MODEL.VIT.STRIDES = [4, 8, 16]
+    for key, value in vit.items():
+        cfg.MODEL.VIT[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("name", "vit"),
+    [
+        ("vit_mini_patch8_fpn", {}),
+        ("vit_mini_patch8_simple_pyramid", {}),
+        ("mae_bench_fpn", {"NAME": "vit_mini_patch8"}),
+        ("mae_bench_fpn", {"NAME": "timm:resnet18", "STRIDES": [4, 8, 16, 32]}),
+    ],
+)
+def test_yacs_builds_mask_rcnn_on_our_backbone(name, vit, checkpoint):
+    path, expected = checkpoint
+    ours = not vit.get("NAME", "").startswith("timm:")
+    cfg = yacs(**vit, **({"CHECKPOINT": str(path), "FORMAT": "mae-bench"} if ours else {}))
+    cfg.MODEL.BACKBONE.NAME = name
     cfg.freeze()
     model = build_model(cfg).eval()
-    assert fingerprint(model.backbone.bottom_up.encoder.state_dict()) == expected
+    if ours:
+        assert fingerprint(detectron2.encoder_of(model.backbone).state_dict()) == expected
     with torch.no_grad():
         output = model([{"image": torch.rand(3, 50, 70) * 255}])[0]["instances"]
     assert output.image_size == (50, 70)
+
+
+def test_yacs_files_reach_every_option_of_the_encoder(tmp_path):
+    cfg = yacs()
+    file = tmp_path / "li.yaml"
+    file.write_text(
+        "MODEL:\n  BACKBONE:\n    NAME: vit_mini_patch8_fpn\n  VIT:\n    DROP_PATH: 0.1\n"
+        "    OPTIONS:\n      window_size: 4\n      depth: 8\n      global_blocks: [3, 7]\n"
+        "      relative_positions: shared\n"
+    )
+    cfg.merge_from_file(str(file))
+    encoder = detectron2.encoder_of(build_model(cfg).backbone)
+    sizes = [block.attn.window_size for block in encoder.blocks]
+    assert sizes == [4, 4, 4, 0, 4, 4, 4, 0]
+    assert encoder.blocks[7].drop_path.drop_prob == 0.1
+    cfg.MODEL.BACKBONE.NAME = "mae_bench_fpn"
+    with pytest.raises(UserError, match=r"MODEL\.VIT\.NAME is empty"):
+        build_model(cfg)
 
 
 def test_the_pyramid_is_the_one_of_the_recipe():
@@ -189,3 +344,22 @@ def test_the_pyramid_is_the_one_of_the_recipe():
         ["Identity"],
         ["MaxPool2d"],
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MAIN, reason="MAE_BENCH_DETECTRON2 names no checkout of detectron2's main")
+def test_all_of_this_holds_with_detectron2s_main_branch():
+    """This file once more, with the checkout in place of the release (it needs no compiling)."""
+    environment = {**os.environ, "PYTHONPATH": MAIN, "MAE_BENCH_DETECTRON2": ""}
+    code = "import detectron2, sys; sys.exit(not detectron2.__file__.startswith(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, MAIN], env=environment, check=True)
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        tests,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -23,15 +23,16 @@ def add_vit_config(cfg: CfgNode) -> None:
 
 
 def _vit_defaults() -> CfgNode:
-    return CfgNode({
+    defaults = CfgNode({
         "NAME": "",
         "CHECKPOINT": "",
         "FORMAT": "",
         "STRIDES": [4, 8, 16, 32],
         "SQUARE_PAD": 0,
         "DROP_PATH": 0.0,
-        "OPTIONS": CfgNode(new_allowed=True),
     })
+    defaults.OPTIONS = CfgNode(new_allowed=True)
+    return defaults
 
 
 def _arguments(cfg: CfgNode, name: str | None) -> dict[str, Any]:

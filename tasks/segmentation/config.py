@@ -39,7 +39,8 @@ def mmseg_config(
         top-level mmengine keys (model, train_dataloader, optim_wrapper, train_cfg, ...).
     """
     root = data_root or Path(os.environ.get("MAE_BENCH_DATA_ROOT", "datasets"))
-    data.prepare(dataset, root)
+    if not (root / dataset).exists():
+        data.prepare(dataset, root)
     splits = {split: data.ade20k_split(dataset, root, split) for split in ("train", "val")}
     train = _dataset(splits["train"], train_pipeline(recipe, len(splits["train"].classes)))
     val = _dataset(splits["val"], val_pipeline(recipe), test=recipe["test"])
