@@ -58,7 +58,6 @@ class Crew:
         done: ids of runs that are finished.
         seconds: run id -> expected seconds, as far as known.
         memory: run id -> expected peak of GPU memory in MB, as far as known.
-        start: starts a run's process on these GPUs.
     """
 
     def __init__(
@@ -72,10 +71,9 @@ class Crew:
         seconds: Mapping[str, float],
         memory: Mapping[str, float],
         gpus: Devices,
-        start: Start,
     ):
         self.site, self.workers, self.monitor = site, workers, monitor
-        self.memory, self.gpus, self.start = memory, gpus, start
+        self.memory, self.gpus = memory, gpus
         self.active: list[Worker] = []
         # Runs that other commands are working on, until they end there or come free.
         self.elsewhere: list[PlannedRun] = []
@@ -107,8 +105,16 @@ class Crew:
         if self.wishes_to_stop > 1:
             raise KeyboardInterrupt
 
-    def run(self) -> None:
+    @property
+    def has_work(self) -> bool:
+        """Whether any run can start."""
+        return not self.schedule.is_empty
+
+    def run(self, start: Start) -> None:
         """Work until nothing more can run.
+
+        Args:
+            start: starts a run's process on these GPUs.
 
         Raises:
             NoSpace: the disk is full.
@@ -118,7 +124,7 @@ class Crew:
         try:
             while True:
                 if not self.wishes_to_stop:
-                    self._fill()
+                    self._fill(start)
                 elif not told:
                     told = True
                     self._ask_to_stop()
@@ -134,7 +140,7 @@ class Crew:
         if told:
             raise KeyboardInterrupt
 
-    def _fill(self) -> None:
+    def _fill(self, start: Start) -> None:
         """Start what may start while there are workers and GPUs for it."""
         while len(self.active) < self.workers and (planned := self.schedule.pop()):
             run_id = planned.run.id
@@ -146,7 +152,7 @@ class Crew:
             if gpus is None:
                 self.schedule.put_back(planned)
                 return
-            self.active.append(self.start(planned, gpus))
+            self.active.append(start(planned, gpus))
             self.monitor.started(planned.run)
 
     def _is_elsewhere(self, planned: PlannedRun) -> bool:

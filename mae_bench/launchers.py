@@ -65,16 +65,6 @@ def local(
     """
     finished = set(done)
     todo = [planned for planned in plan.runs if planned.run.id not in finished]
-    if not todo:
-        return
-    context = _fork_server({planned.run.task for planned in todo})
-    for dataset in dict.fromkeys(planned.run.dataset for planned in todo):
-        monitor.preparing(dataset)
-        data.prepare(dataset, site.data_root)
-
-    def start(planned: PlannedRun, names: tuple[str, ...]) -> Worker:
-        return Worker.start(context, work, planned, site, names)
-
     crew = Crew(
         plan,
         site,
@@ -84,10 +74,19 @@ def local(
         seconds=seconds or {},
         memory=memory or {},
         gpus=gpus or devices.Devices(devices.find()),
-        start=start,
     )
+    if not crew.has_work:
+        return
+    context = _fork_server({planned.run.task for planned in todo})
+    for dataset in dict.fromkeys(planned.run.dataset for planned in todo):
+        monitor.preparing(dataset)
+        data.prepare(dataset, site.data_root)
+
+    def start(planned: PlannedRun, names: tuple[str, ...]) -> Worker:
+        return Worker.start(context, work, planned, site, names)
+
     with naming_full_disk(site.work_dir), crew.heeding_signals():
-        crew.run()
+        crew.run(start)
 
 
 def _fork_server(tasks: set[str]) -> ForkServerContext:

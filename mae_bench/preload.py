@@ -17,9 +17,8 @@ import mae_bench.runner  # noqa: F401
 from tasks import TASKS
 
 VARIABLE = "MAE_BENCH_PRELOAD"
-# Beside torch: what mmengine's Runner imports only when one is built, 2 s of each run.
+# What mmengine's Runner imports only when one is built, 2 s of each run.
 LIBRARIES = (
-    "torch",
     "mmcv",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
@@ -29,16 +28,17 @@ LIBRARIES = (
 
 
 def preload(names: list[str]) -> None:
-    """Import the libraries and these tasks, quietly."""
+    """Import torch and these tasks with what they need, quietly."""
     with (
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        for library in LIBRARIES:
+        known = [name for name in names if name in TASKS]
+        for library in ("torch", *(LIBRARIES if known else ())):
             with contextlib.suppress(Exception):
                 importlib.import_module(library)
-        for name in names:
+        for name in known:
             with contextlib.suppress(Exception):
                 TASKS[name]
 

@@ -49,6 +49,11 @@ class Schedule:
     def _push(self, run_id: str) -> None:
         heapq.heappush(self._ready, (-self._chain[run_id], self._order[run_id], run_id))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing can start now."""
+        return not self._ready
+
     def pop(self) -> PlannedRun | None:
         """Return the run to start now, None if none can."""
         return self._todo[heapq.heappop(self._ready)[2]] if self._ready else None

@@ -120,11 +120,12 @@ def launch(plan: Plan, work_dir: Path, workers: int = 2, retry_failed: bool = Fa
     return board
 
 
-LONG = fake_run("long", steps=400, seconds=0.02)
+STEPS, STEP_SECONDS = 150, 0.02
+LONG = fake_run("long", steps=STEPS, seconds=STEP_SECONDS)
 AFTER = fake_run("after", needs=(LONG,))
 
 if __name__ == "__main__":
-    # As a program: two runs, the second needs the first, which takes 8 seconds. To be killed.
+    # As a program: two runs, the second needs the first, which takes 3 seconds. To be killed.
     import fake_tasks
 
     try:

@@ -14,14 +14,14 @@ from pathlib import Path
 import fake_tasks
 import psutil
 import pytest
-from fake_tasks import AFTER, LONG, fake_plan, fake_run, launch
+from fake_tasks import AFTER, LONG, STEP_SECONDS, STEPS, fake_plan, fake_run, launch
 from rich.console import Console
 from rich.text import Text
 
 from mae_bench.claims import current
 from mae_bench.errors import UserError
 from mae_bench.launchers import check_launcher, local
-from mae_bench.overview import status
+from mae_bench.overview import render_status, status
 from mae_bench.progress import Board, make_board
 from mae_bench.records import Outcome
 from mae_bench.runner import Site, make_record, save
@@ -264,10 +264,10 @@ def test_killed_at_any_moment_it_continues_and_ends_the_same(tmp_path, undisturb
     found = {run_id: record.outcome for run_id, record in workspace.records().items()}
     assert found == undisturbed
     steps = (workspace.folder(LONG.run.id) / "steps.txt").read_text().split()
-    repeated = len(steps) - 400
-    assert repeated in {0, 1} and set(steps) == {str(step) for step in range(400)}
+    repeated = len(steps) - STEPS
+    assert repeated in {0, 1} and set(steps) == {str(step) for step in range(STEPS)}
     # The time of the interrupted attempt counts, or a resumed run would look fast.
-    assert workspace.record(LONG.run.id).provenance.seconds > 400 * 0.02
+    assert workspace.record(LONG.run.id).provenance.seconds > 0.9 * STEPS * STEP_SECONDS
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -325,5 +325,5 @@ def test_live_view_shows_what_is_going_and_keeps_its_height(tmp_path) -> None:
 
 def overview_text(plan, workspace: Workspace) -> str:
     console = Console(file=io.StringIO(), width=160)
-    console.print(status(plan, workspace))
+    console.print(render_status(status(plan, workspace)))
     return console.file.getvalue()
