@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones import cpu_training
 from backbones.positions import (
     CLASS_ROWS,
     Grid,
@@ -86,6 +87,8 @@ class Attention(nn.Module):
 
     def _attend(self, qkv: Tensor, grid: Grid | None, bias: Tensor | None) -> Tensor:
         """(B, N, 3 * D) -> (B, N, D), before the output projection."""
+        if bias is None and self.relative is None and cpu_training.applies(qkv):
+            return cpu_training.self_attention(qkv, self.num_heads)
         batch, length, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         qkv = qkv.view(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)

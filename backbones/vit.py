@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.attention import Attention
+from backbones.cpu_training import LeanMlp
 from backbones.patches import PatchEmbed, patchify, take, unpatchify  # noqa: F401 (for importers)
 from backbones.positions import (
     CLASS_ROWS,
@@ -56,7 +57,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, num_heads, **attention)
         self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = LeanMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         self.gamma_1 = self.gamma_2 = None
         if layer_scale is not None:

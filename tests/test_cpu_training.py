@@ -1,0 +1,99 @@
+"""The bfloat16 step on a CPU against the plain formulas, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+
+from backbones import cpu_training
+from backbones.vit import Block
+
+
+def plain_attention(qkv, num_heads):
+    batch, length, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = qkv.view(batch, length, 3, num_heads, dim // num_heads).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-1, -2) * (dim // num_heads) ** -0.5).softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(batch, length, dim)
+
+
+def gradients(function, inputs, grad):
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    out.backward(grad.to(out.dtype))
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def assert_as_good(ours, plain, exact):
+    """No farther from fp64 than 1.5 times the plain formula in the same precision."""
+    for one, other, truth in zip(ours, plain, exact, strict=True):
+        allowed = 1.5 * (other.double() - truth).abs().max() + 1e-6
+        assert (one.double() - truth).abs().max() <= allowed
+
+
+@pytest.mark.parametrize(("batch", "length", "heads", "dim"), [(5, 37, 4, 64), (3, 10, 2, 16)])
+@pytest.mark.parametrize("chunk", [1, 2**14, 2**20])
+def test_attention(batch, length, heads, dim, chunk, monkeypatch):
+    monkeypatch.setattr(cpu_training, "CHUNK", chunk)
+    torch.manual_seed(0)
+    qkv, grad = torch.randn(batch, length, 3 * dim).bfloat16(), torch.randn(batch, length, dim)
+    grad = grad.bfloat16()
+    ours = gradients(lambda x: cpu_training.self_attention(x, heads), [qkv], grad)
+    plain = gradients(lambda x: plain_attention(x, heads), [qkv], grad)
+    exact = gradients(lambda x: plain_attention(x, heads), [qkv.double()], grad)
+    assert_as_good(ours, plain, exact)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24)])
+def test_gelu_linear(shape):
+    torch.manual_seed(0)
+    inputs = [torch.randn(*shape), torch.randn(6, 24), torch.randn(6)]
+    inputs, grad = [x.bfloat16() for x in inputs], torch.randn(*shape[:-1], 6).bfloat16()
+    ours = gradients(cpu_training._GeluLinear.apply, inputs, grad)
+    plain = gradients(lambda x, w, b: F.linear(F.gelu(x), w, b), inputs, grad)
+    doubles = [x.double() for x in inputs]
+    exact = gradients(lambda x, w, b: F.linear(F.gelu(x), w, b), doubles, grad)
+    assert_as_good(ours, plain, exact)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkeypatch):
+    torch.manual_seed(0)
+    block, x = Block(32, 4), torch.randn(2, 9, 32)
+    calls = []
+    for name in ("_SelfAttention", "_GeluLinear"):
+        function = getattr(cpu_training, name)
+        apply = function.apply
+        monkeypatch.setattr(
+            function, "apply", lambda *a, f=apply, n=name: (calls.append(n), f(*a))[1]
+        )
+    with torch.set_grad_enabled(grad):
+        plain = block(x)
+        assert not calls
+        with torch.autocast("cpu", torch.bfloat16):
+            lean = block(x)
+    assert calls == (["_SelfAttention", "_GeluLinear"] if grad else [])
+    assert lean.dtype == torch.float32
+    torch.testing.assert_close(lean, plain, atol=0.02, rtol=0.02)
+
+
+def test_every_parameter_gets_the_gradient_of_fp32():
+    torch.manual_seed(0)
+    block, x = Block(64, 4), torch.randn(3, 17, 64)
+    found = []
+    for autocast in (False, True):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = block(x).square().mean()
+        loss.backward()
+        found.append({name: p.grad.clone() for name, p in block.named_parameters()})
+    for name, exact in found[0].items():
+        error = (found[1][name] - exact).norm() / exact.norm()
+        assert found[1][name].dtype == torch.float32 and error < 0.03, name
+
+
+def test_without_bfloat16_it_is_timms_mlp():
+    torch.manual_seed(0)
+    lean, x = cpu_training.LeanMlp(8, 16), torch.randn(2, 3, 8)
+    timms = Mlp(8, 16)
+    timms.load_state_dict(lean.state_dict())
+    assert torch.equal(lean(x), timms(x))
