@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from mae_bench.cli import main
+from mae_bench.cost import Estimates
 from mae_bench.doctor import Component, Finding, _try_imports, render
-from mae_bench.progress import Estimates, seconds_text
+from mae_bench.progress import seconds_text
 
 TRANSFER = ["transfer", "--task", "detection", "--dataset", "mini-coco"]
 BAD_INPUT = {
@@ -164,7 +165,7 @@ def test_work_folder_of_another_schema_is_left_alone(tmp_path, capsys, force) ->
 def no_training(monkeypatch):
     """Fail the test if training starts."""
 
-    def start(*_):
+    def start(*_, **__):
         pytest.fail("training started")
 
     monkeypatch.setattr("mae_bench.launchers.local", start)
@@ -199,7 +200,7 @@ def test_dry_run_prints_the_graph_and_leaves_nothing(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "table4", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "detection mini-coco mae-norm-pixel" in out and "todo" in out
+    assert "detection mini-coco mae-norm-pixel" in out and "to do" in out
     assert "table4 beit: only imported: give --init beit=FILE" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -212,12 +213,12 @@ def test_cells_a_scale_cannot_have_do_not_count(tmp_path, monkeypatch, capsys) -
 
 def test_cells_that_are_missing_count(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mae_bench.launchers.local", lambda *_: None)
+    monkeypatch.setattr("mae_bench.launchers.local", lambda *_, **__: None)
     assert main(["reproduce", "table4", "--only", "init=random"]) == 1
 
 
 def test_ctrl_c_is_130(tmp_path, monkeypatch, capsys) -> None:
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -305,7 +306,7 @@ def test_smoke_killed_continued_and_repeated(tmp_path) -> None:
     assert seconds < 10
 
     status = mae_bench("status", "--work-dir", tmp_path / "work")
-    assert status.returncode == 0 and "missing" in status.stdout.splitlines()[1]
+    assert status.returncode == 0 and "to do" in status.stdout.splitlines()[1]
     assert "failed" not in status.stdout.partition("table7")[2]
 
 
