@@ -340,7 +340,9 @@ def unwrap(tree: Mapping[str, Any], where: str) -> State:
         state |= {f"student.{name}": value for name, value in student.items()}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     rest = dict.fromkeys(state.keys() - tensors.keys(), "no tensor")
-    for name in tree.keys() - {container, "student", MARK}:
+    for name in tree:
+        if name in {container, "student", MARK}:
+            continue
         if name not in TRAINING_STATE and _holds_tensors(tree[name]):
             raise UserError(f"{where} has tensors under {name!r}, beside {container!r}: unknown")
         rest[name] = TRAINING_STATE.get(name, "about the training, no weights")
