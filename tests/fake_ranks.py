@@ -11,7 +11,7 @@ import fake_tasks
 import torch
 import torch.distributed as dist
 
-from mae_bench.job import STATE_FILE, Job, write_atomically
+from mae_bench.job import STATE_FILE, Job, Stopped, write_atomically
 from mae_bench.plan import PlannedRun
 from mae_bench.records import Metric, Outcome, Record
 from mae_bench.runner import Site, execute
@@ -40,6 +40,8 @@ def run(job: Job) -> Outcome:
         if distributed.is_main():
             write_atomically(state, json.dumps([step + 1, value]))
             job.report("train", step + 1, recipe["steps"], loss=value)
+        if distributed.mean({"stop": float(job.should_stop())})["stop"]:
+            raise Stopped
         time.sleep(recipe["seconds"])
     if distributed.is_main():
         (job.folder / "weights.bin").write_bytes(b"weights")
@@ -64,7 +66,13 @@ def register() -> None:
     TASKS._entries["fake"] = "fake_ranks:run"
 
 
-def execute_shared(planned: PlannedRun, site: Site) -> Record:
+def execute_shared(planned: PlannedRun, site: Site) -> Record | None:
     """Execute in a process that knows no fake task yet."""
     register()
+    return execute(planned, site)
+
+
+def execute_alone(planned: PlannedRun, site: Site) -> Record | None:
+    """Execute the fake task of one process in one that knows none yet."""
+    fake_tasks.register()
     return execute(planned, site)
