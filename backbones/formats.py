@@ -237,7 +237,8 @@ def recognise(state: State, where: str, given: str | None = None) -> tuple[str, 
         names = [name for name, _ in fitting]
         raise UserError(
             f"{where}: its keys fit several formats: {', '.join(names)}. Say which with "
-            f"--format (or format=), e.g. --format {names[0]}"
+            f"--format, e.g. --format {names[0]} (for runs: --checkpoint-format {names[0]} or "
+            f"--init NAME:{names[0]}=FILE; in Python format={names[0]!r})"
         )
     readings = {name: FORMATS[name].read(state.tensors) for name in FORMATS}
     near = min(readings, key=lambda name: readings[name].faults)

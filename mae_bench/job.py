@@ -57,6 +57,11 @@ class Job:
         """The resolved recipe: sections of plain values, overrides applied."""
         return self.run.recipe_values
 
+    def format_of(self, role: str) -> str | None:
+        """Format of an upstream checkpoint file where the user gave it, None to detect it."""
+        weights = self.run.upstream.get(role)
+        return weights.format if weights else None
+
     def report(self, phase: str, step: int, total: int, **scalars: float) -> None:
         """Tell where the run stands; cheap enough for every step (written at most twice a second).
 

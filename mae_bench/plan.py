@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
+from backbones.formats import FORMATS
 from mae_bench.errors import UserError, unknown
 from mae_bench.hashing import known_sha256
 from mae_bench.recipes import CONFIGS, keys, load_recipe
@@ -103,6 +104,7 @@ def make_plan(
     overrides: Mapping[str, Any] | None = None,
     smoke: bool = False,
     inits: Mapping[str, Path] | None = None,
+    formats: Mapping[str, str] | None = None,
 ) -> Plan:
     """Return the graph of runs behind these tables.
 
@@ -115,7 +117,7 @@ def make_plan(
     Raises:
         UserError: all tables lack the scale, nothing passes `only`, an override fits no recipe.
     """
-    planner = Planner(scale, data_root, overrides or {}, smoke, inits or {})
+    planner = Planner(scale, data_root, overrides or {}, smoke, inits or {}, formats)
     absent = {table.name: reason for table in tables if (reason := _lacks(table, scale))}
     if len(absent) == len(tables):
         raise UserError("; ".join(absent.values()))
@@ -204,6 +206,7 @@ class Planner:
 
     Args:
         inits: init -> checkpoint file.
+        formats: init -> format of that file (`backbones.formats`), where it is not to be detected.
 
     Raises:
         UserError: a checkpoint file that is not there.
@@ -216,11 +219,15 @@ class Planner:
         overrides: Mapping[str, Any],
         smoke: bool,
         inits: Mapping[str, Path],
+        formats: Mapping[str, str] | None = None,
     ):
         self.scale = scale
         self.pretraining_dataset = PRETRAINING_DATASET[scale]
         self.runs: dict[str, PlannedRun] = {}
-        self.inits = {name: _read_checkpoint(name, path) for name, path in inits.items()}
+        self.inits = {
+            name: _read_checkpoint(name, path, (formats or {}).get(name))
+            for name, path in inits.items()
+        }
         self._data_root = data_root
         self._smoke = smoke
         self._overrides = dict(overrides)
@@ -383,9 +390,11 @@ class Planner:
             raise unknown("override key", key, self._known_keys)
 
 
-def _read_checkpoint(name: str, path: Path) -> Upstream:
+def _read_checkpoint(name: str, path: Path, format: str | None) -> Upstream:
     if name == "random":
         raise UserError("--init random=FILE: random weights come from no file; use another name")
     if not path.is_file():
         raise UserError(f"--init {name}={path}: there is no such file")
-    return Upstream(checkpoint=str(path.absolute()), sha256=known_sha256(path))
+    if format is not None and format not in FORMATS:
+        raise unknown("checkpoint format", format, FORMATS)
+    return Upstream(checkpoint=str(path.absolute()), sha256=known_sha256(path), format=format)

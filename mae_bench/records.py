@@ -40,6 +40,7 @@ class Upstream(Strict):
     run_id: str | None = None
     checkpoint: str | None = Field(default=None, description="path as given; not part of the id")
     sha256: str | None = Field(default=None, description="of the checkpoint file")
+    format: str | None = Field(default=None, description="of the file, where the user gave it")
 
 
 # Recipe keys that change how fast a run goes and how often it saves, and no number: the order of
@@ -73,6 +74,8 @@ class Run(Strict):
         content["recipe_values"] = _effective(content["recipe_values"])
         for weights in content["upstream"].values():
             weights.pop("checkpoint")
+            if weights["format"] is None:  # detected from the content
+                weights.pop("format")
         return content_hash(content)[:12]
 
     @property

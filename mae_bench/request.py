@@ -38,6 +38,7 @@ class Request(Strict):
     overrides: dict[str, object] = {}
     smoke: bool = False
     inits: dict[str, Path] = {}
+    formats: dict[str, str] = {}
 
     def plan(self) -> Plan:
         """Return the graph of runs behind it.
@@ -55,9 +56,12 @@ class Request(Strict):
                 self.overrides,
                 self.smoke,
                 self.inits,
+                self.formats,
             )
         one, seed = self.single, self.seeds[0]
-        planner = Planner(self.scale, self.data_root, self.overrides, self.smoke, self.inits)
+        planner = Planner(
+            self.scale, self.data_root, self.overrides, self.smoke, self.inits, self.formats
+        )
         if one.task is None or one.setting is None:
             return plan_pretraining(planner, one.init, one.backbone, seed, one.dataset)
         return plan_transfer(planner, one.task, one.setting, one.init, seed)

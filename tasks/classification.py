@@ -83,7 +83,7 @@ def run(job: Job) -> Outcome:
         job.run.backbone, img_size=data["image_size"], drop_path_rate=settings["drop_path_rate"]
     )
     weights = job.upstream.get("backbone")
-    report = load_backbone(encoder, weights) if weights else None
+    report = load_backbone(encoder, weights, job.format_of("backbone")) if weights else None
     facts = {
         "classes": len(classes),
         "training_images": len(train_set),

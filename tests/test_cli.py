@@ -31,7 +31,7 @@ BAD_INPUT = {
     ),
     "imported init": ([*TRANSFER, "--init", "beit"], "init 'beit': only imported", "beit=FILE"),
     "init file": (["reproduce", "table4", "--init", "my=none.pth"], "no such file", "my=none.pth"),
-    "init form": (["reproduce", "table4", "--init", "my"], "not of the form", "NAME=CHECKPOINT"),
+    "init form": (["reproduce", "table4", "--init", "my"], "not of the form", "NAME:FORMAT=FILE"),
     "backbone": (
         [*TRANSFER, "--init", "random", "--backbone", "vit_mini_patch9"],
         "unknown backbone 'vit_mini_patch9'. Did you mean vit_mini_patch8",

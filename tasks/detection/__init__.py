@@ -55,6 +55,8 @@ def run(job: Job) -> Outcome:
         ),
         flags={"allow_objects": True},
     )
+    if (format := job.format_of("backbone")) is not None:
+        cfg.model.backbone.format = format
     counts = check_data(job)
     LazyConfig.save(cfg, str(job.folder / "config.yaml"))
     seed_all(job.run.seed, 0)

@@ -62,6 +62,8 @@ def run(job: Job) -> Outcome:
         backbone=job.run.backbone,
         checkpoint=str(job.upstream["backbone"]) if "backbone" in job.upstream else None,
     )
+    if (format := job.format_of("backbone")) is not None:
+        config["model"]["backbone"]["format"] = format
     with building():
         model = build_segmentor(config["model"], job.run.seed)
         training = DATASETS.build(config["train_dataloader"]["dataset"])
