@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mae_bench import backbones_cli, work_cli
-from mae_bench.errors import UserError, unknown
-from mae_bench.plan import TABLES, TOKENIZER_INIT, check_scale
+from mae_bench.errors import UserError, naming_full_disk, unknown
+from mae_bench.launch import Launch, launching
+from mae_bench.plan import START_INIT, TABLES, TOKENIZER_INIT, check_scale
 from mae_bench.progress import make_console
 from mae_bench.recipes import list_recipes, parse_override
 from mae_bench.records import Scale, Setting
@@ -46,9 +46,6 @@ Sets = Annotated[
     ),
 ]
 Backbone = Annotated[str, typer.Option(help="See `mae-bench backbones list`.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time  [default: number of cores]")
-]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the graph of runs with their costs, and stop.")
 ]
@@ -66,6 +63,7 @@ MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @app.command()
+@launching
 def reproduce(
     tables: Annotated[list[str], typer.Argument(help=f"{', '.join(TABLES)}, transfer or all.")],
     scale: ScaleName = "mini",
@@ -78,11 +76,12 @@ def reproduce(
             metavar="FIELD=GLOB", help="Only these cells, e.g. 'init=mae*'; given twice: both."
         ),
     ] = [],  # noqa: B006 (typer copies it)
-    launcher: Annotated[str, typer.Option(help="local.")] = "local",
-    workers: Workers = None,
     init: Annotated[
         list[str],
-        typer.Option(metavar="NAME=CHECKPOINT", help="Weights from a file instead of a training."),
+        typer.Option(
+            metavar="NAME[:FORMAT]=FILE",
+            help="Weights from a file instead of a training; its format, if not to be detected.",
+        ),
     ] = [],  # noqa: B006
     overrides: Sets = [],  # noqa: B006
     dry_run: DryRun = False,
@@ -91,11 +90,12 @@ def reproduce(
     force: Force = False,
     retry_failed: RetryFailed = False,
     out: Out = None,
+    *,
+    launch: Launch,
 ) -> None:
     """Train and score what the tables need, print them, write the report."""
-    from mae_bench import launchers, session
+    from mae_bench import session
 
-    launchers.check_launcher(launcher)
     request = Request(
         tables=tuple(tables),
         scale=check_scale(scale),
@@ -104,18 +104,23 @@ def reproduce(
         only=tuple(only),
         overrides=dict(parse_override(text) for text in overrides),
         smoke=smoke,
-        inits=dict(_init(text) for text in init),
+        **_inits(init),
     )
     out = out or (work_dir / "smoke-report" if smoke else Path("report"))
-    options = session.Options(work_dir, workers or _cores(), force, out, _command(), retry_failed)
+    options = session.Options(work_dir, launch, force, out, _command(), retry_failed)
     _go(request, options, _shown(dry_run, format))
 
 
 @app.command()
+@launching
 def pretrain(
     target: Annotated[str, typer.Option(help="What MAE reconstructs.")] = "norm-pixel",
     tokenizer: Annotated[
         Path | None, typer.Option(help="For the target dvae-token: ours, or DALL-E's encoder.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Continue from this mae.safetensors (or .pth), with a new schedule."),
     ] = None,
     backbone: Backbone = MINI_BACKBONE,
     dataset: Annotated[
@@ -133,6 +138,8 @@ def pretrain(
     format: Format = "text",
     smoke: Smoke = False,
     force: Force = False,
+    *,
+    launch: Launch,
 ) -> None:
     """Pretrain one backbone with MAE and say where its checkpoint is."""
     from tasks import data
@@ -146,18 +153,23 @@ def pretrain(
     single = Single(init=f"mae-{target}", backbone=_backbone(backbone), dataset=dataset)
     if tokenizer and target != "dvae-token":
         raise UserError(f"target {target} needs no tokenizer; --tokenizer goes with dvae-token")
-    inits = {TOKENIZER_INIT: tokenizer} if tokenizer else {}
+    files = {TOKENIZER_INIT: tokenizer, START_INIT: start}
+    inits = {name: path for name, path in files.items() if path}
     shown = _shown(dry_run, format)
-    _single(single, scale, seed, data_root, work_dir, overrides, shown, smoke, force, inits)
+    _single(single, scale, seed, data_root, work_dir, overrides, shown, smoke, force, launch, inits)
 
 
 @app.command()
+@launching
 def transfer(
     task: Annotated[str, typer.Option(help="classification, detection or segmentation.")],
     dataset: Annotated[str, typer.Option(help="See `mae-bench data list`.")],
     backbone: Backbone = MINI_BACKBONE,
     init: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Or: a file with the weights.")] = None,
+    checkpoint_format: Annotated[
+        str | None, typer.Option(help="Of that file (mae, timm, ...); detected when left out.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Below configs/, e.g. detection/mini.")] = None,
     scale: ScaleName = "mini",
     seed: Seed = 0,
@@ -168,6 +180,8 @@ def transfer(
     format: Format = "text",
     smoke: Smoke = False,
     force: Force = False,
+    *,
+    launch: Launch,
 ) -> None:
     """Train and score one backbone on one task."""
     from tasks import data
@@ -176,7 +190,10 @@ def transfer(
     data.get_dataset(dataset)
     if (init is None) == (checkpoint is None):
         raise UserError("give either --init NAME or --checkpoint FILE (one of them, not both)")
+    if checkpoint_format and not checkpoint:
+        raise UserError("--checkpoint-format is of a file: give --checkpoint FILE, too")
     inits = {checkpoint.stem: checkpoint} if checkpoint else {}
+    formats = {checkpoint.stem: checkpoint_format} if checkpoint and checkpoint_format else {}
     setting = Setting(
         dataset=dataset,
         backbones=(_backbone(backbone),),
@@ -186,7 +203,20 @@ def transfer(
     name = init or next(iter(inits))
     single = Single(init=name, backbone=backbone, task=task, setting=setting)
     shown = _shown(dry_run, format)
-    _single(single, scale, seed, data_root, work_dir, overrides, shown, smoke, force, inits)
+    _single(
+        single,
+        scale,
+        seed,
+        data_root,
+        work_dir,
+        overrides,
+        shown,
+        smoke,
+        force,
+        launch,
+        inits,
+        formats,
+    )
 
 
 for verb in (work_cli.status, work_cli.report, work_cli.clean):
@@ -268,7 +298,9 @@ def _single(
     shown: str | None,
     smoke: bool,
     force: bool,
+    launch: Launch,
     inits: dict[str, Path],
+    formats: dict[str, str] | None = None,
 ) -> None:
     from mae_bench import session
 
@@ -280,9 +312,10 @@ def _single(
         overrides=dict(parse_override(text) for text in overrides),
         smoke=smoke,
         inits=inits,
+        formats=formats or {},
     )
     # Who gives the command for a single run again wants it tried again.
-    options = session.Options(work_dir, _cores(), force, None, _command(), retry_failed=True)
+    options = session.Options(work_dir, launch, force, None, _command(), retry_failed=True)
     _go(request, options, shown)
 
 
@@ -313,11 +346,18 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _init(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise UserError(f"--init {text!r} is not of the form NAME=CHECKPOINT")
-    return name, Path(path)
+def _inits(given: Sequence[str]) -> dict[str, Any]:
+    """Return `inits` and `formats` of a request."""
+    inits, formats = {}, {}
+    for text in given:
+        target, equals, path = text.partition("=")
+        name, colon, format = target.partition(":")
+        if not (name and equals and path) or (colon and not format):
+            raise UserError(f"--init {text!r} is not of the form NAME=FILE or NAME:FORMAT=FILE")
+        inits[name] = Path(path)
+        if format:
+            formats[name] = format
+    return {"inits": inits, "formats": formats}
 
 
 def _backbone(name: str) -> str:
@@ -330,10 +370,11 @@ def _backbone(name: str) -> str:
 
 def _recipe(task: str, given: str | None, scale: Scale) -> str:
     """Return the recipe asked for, or the first that the task has for this scale."""
-    from tasks import TASKS
+    from tasks import TASKS, WITHOUT_WEIGHTS
     from tasks.pretraining import INITS, TOKENIZER
 
-    transfers = set(TASKS) - {init.task for init in [*INITS.values(), TOKENIZER]}
+    pretrainings = {init.task for init in [*INITS.values(), TOKENIZER]}
+    transfers = set(TASKS) - pretrainings - set(WITHOUT_WEIGHTS)
     if task not in transfers:
         raise unknown("task", task, transfers)
     own = [name for name in list_recipes() if name.startswith(f"{task}/")]
@@ -343,10 +384,6 @@ def _recipe(task: str, given: str | None, scale: Scale) -> str:
     if not fitting:
         raise UserError(f"{task} has no {scale} recipe. Known: {', '.join(own)}")
     return fitting[0]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _command() -> str:
@@ -360,13 +397,14 @@ def _finish(good: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 good, 1 something failed, 2 bad input."""
     try:
-        code = app(args=arguments, prog_name="mae-bench", standalone_mode=False)
+        with naming_full_disk("the folder that was being written to"):
+            code = app(args=arguments, prog_name="mae-bench", standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
     except PermissionError as error:
         return _complain(f"no permission for {error.filename}; give a folder that is yours")
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the same command continues", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort) as end:
+        print(str(end) or "stopped; the same command continues", file=sys.stderr)
         return 130
     except Exception as error:
         # The class of typer's usage errors has moved between its releases.

@@ -14,25 +14,14 @@ from multiprocessing.context import ForkServerContext
 
 from mae_bench import devices
 from mae_bench.crew import Crew, Monitor
-from mae_bench.errors import naming_full_disk, unknown
+from mae_bench.errors import naming_full_disk
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.preload import VARIABLE
 from mae_bench.runner import ENVIRONMENT, Site, execute
 from mae_bench.worker import Execute, Worker
 from tasks import data
 
-LAUNCHERS = ("local",)
 execute_if_free = partial(execute, wait=False)
-
-
-def check_launcher(name: str) -> None:
-    """Refuse unknown launchers.
-
-    Raises:
-        UserError: with the known names.
-    """
-    if name not in LAUNCHERS:
-        raise unknown("launcher", name, LAUNCHERS)
 
 
 def local(

@@ -12,6 +12,7 @@ from rich.text import Text
 from mae_bench import overview
 from mae_bench.aggregate import TableResult, aggregate
 from mae_bench.errors import UserError
+from mae_bench.launch import Launch
 from mae_bench.plan import Plan
 from mae_bench.progress import make_board, make_console
 from mae_bench.records import Record
@@ -25,13 +26,14 @@ class Options:
     """How to go about it; none of this changes a number.
 
     Attributes:
+        launch: where runs are executed.
         out: folder of the report; None for none.
         command: as typed, for the records.
         retry_failed: have runs that failed before done again.
     """
 
     work_dir: Path
-    workers: int
+    launch: Launch
     force: bool
     out: Path | None
     command: str
@@ -64,6 +66,8 @@ def run(request: Request, options: Options) -> bool:
     workspace.check()
     ids = [planned.run.id for planned in plan.runs]
     missing = any(state != "ok" for state in workspace.states(plan).values())
+    if missing or options.force:
+        options.launch.require()
     if missing or options.force or not workspace.root.exists():
         _make_room(request, options)
     request.save(workspace)
@@ -71,10 +75,13 @@ def run(request: Request, options: Options) -> bool:
         workspace.forget(ids)
     elif options.retry_failed:
         workspace.forgive(ids)
-    if missing or options.force:
-        _train(request, plan, options)
-    records = workspace.records(ids)
     console = make_console()
+    if missing or options.force:
+        for line in _train(request, plan, options):
+            console.print(Text(line), soft_wrap=True)
+        if options.launch.detach:
+            return True
+    records = workspace.records(ids)
     if plan.asked:
         return _show_runs(plan, workspace, records, console)
     results = _results(plan, workspace, records)
@@ -106,19 +113,18 @@ def _make_room(request: Request, options: Options) -> None:
         require_space(options.out, "--out")
 
 
-def _train(request: Request, plan: Plan, options: Options) -> None:
-    from mae_bench.launchers import local
+def _train(request: Request, plan: Plan, options: Options) -> list[str]:
     from mae_bench.runner import Site
 
     workspace = Workspace(options.work_dir)
     done = [run_id for run_id, state in workspace.states(plan).items() if state == "ok"]
     site = Site(options.work_dir.absolute(), request.data_root, options.command)
-    board = make_board(plan, workspace, done, options.workers, make_console())
+    board = make_board(plan, workspace, done, options.launch.width(), make_console())
     seconds = {run.run.id: board.estimates.of(run.run) or 1.0 for run in plan.runs}
     peaks = {run.run.id: board.estimates.gpu_memory_mb(run.run) for run in plan.runs}
     memory = {run_id: peak for run_id, peak in peaks.items() if peak is not None}
     with board:
-        local(plan, site, options.workers, board, done, seconds, memory=memory)
+        return options.launch.execute(plan, site, board, done, seconds, memory)
 
 
 def _results(plan: Plan, workspace: Workspace, records: dict[str, Record]) -> list[TableResult]:

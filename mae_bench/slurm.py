@@ -47,7 +47,7 @@ class Resources:
         gpus_per_run: over all nodes, a process each; None for 1 where the partition has GPUs.
         processes_per_run: over all nodes, without GPUs.
         array_parallelism: jobs of one array that run at the same time.
-        options: any other option of sbatch, without its dashes.
+        options: any other option of sbatch, without its dashes; True for a flag.
         grace_seconds: how long before the end of its time a run is told, so that it can save.
     """
 
@@ -60,7 +60,7 @@ class Resources:
     account: str | None = None
     qos: str | None = None
     array_parallelism: int = 64
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str | bool] = field(default_factory=dict)
     grace_seconds: int = 90
 
     def parameters(self) -> dict[str, Any]:

@@ -34,8 +34,9 @@ LAYERS = (
     ("crew", "processes", "slurm_job"),
     ("launchers", "slurm"),
     ("slurm_watch",),
+    ("launch",),
     ("session", "cleaning"),
-    ("work_cli",),
+    ("work_cli", "backbones_cli"),
     ("cli",),
     ("__main__",),
 )

@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mae_bench.claims import current
-from mae_bench.errors import UserError
-from mae_bench.launchers import check_launcher, local
+from mae_bench.launchers import local
 from mae_bench.overview import render_status, status
 from mae_bench.progress import Board, make_board
 from mae_bench.records import Outcome
@@ -33,11 +32,6 @@ def fake_task():
     fake_tasks.register()
     yield
     del fake_tasks.TASKS._entries["fake"], fake_tasks.data.DATASETS["fake-data"]
-
-
-def test_unknown_launcher() -> None:
-    with pytest.raises(UserError, match=r"unknown launcher 'lokal'. Did you mean local"):
-        check_launcher("lokal")
 
 
 def test_runs_and_does_not_repeat(tmp_path) -> None:
