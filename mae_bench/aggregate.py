@@ -206,7 +206,10 @@ def _published(row: Row, column: Column) -> tuple[Reference, ...]:
     """The paper's values for an init, one per backbone, in the paper's order."""
     if column.published is None:
         return ()
-    wanted = {**column.published.model_dump(), "method": PAPER_METHODS.get(row.init, row.init)}
+    method = row.init.partition("/")[0]
+    wanted = {**column.published.model_dump(), "method": PAPER_METHODS.get(method, method)}
+    if row.ablation is not None:
+        wanted["ablation"] = row.ablation
     return tuple(
         reference
         for reference in published_results()

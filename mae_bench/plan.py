@@ -14,12 +14,12 @@ from mae_bench.hashing import known_sha256
 from mae_bench.recipes import CONFIGS, keys, load_recipe
 from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
 from mae_bench.selection import Cell, CellKey, select
-from tasks import TASK_VERSIONS, TASKS, data
+from tasks import TASK_VERSIONS, TASKS, WITHOUT_WEIGHTS, data
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
 TABLES = tuple(sorted(path.stem for path in (CONFIGS / "tables").glob("[a-z]*.py")))
-# What `--init` calls the tokenizer: it has no row of its own in any table.
-TOKENIZER_INIT = "tokenizer"
+# Files that are no init of a transfer and get no row: the tokenizer, and what MAE continues from.
+TOKENIZER_INIT, START_INIT = "tokenizer", "start"
 GROUPS = {"transfer": ("table4", "table5", "table6", "table7"), "all": TABLES}
 
 
@@ -162,7 +162,7 @@ def plan_pretraining(
 
 
 def _add_rows(tables: Sequence[Table], inits: Iterable[str]) -> list[Table]:
-    known = {TOKENIZER_INIT} | {row.init for table in tables for row in table.rows}
+    known = {TOKENIZER_INIT, START_INIT} | {row.init for table in tables for row in table.rows}
     new = tuple(Row(init=name, title=name) for name in inits if name not in known)
     return [table.model_copy(update={"rows": table.rows + new}) for table in tables]
 
@@ -280,14 +280,16 @@ class Planner:
 
     def transfer(self, task: str, setting: Setting, init: str, backbone: str, seed: int) -> str:
         """Add one transfer run and what it needs; returns its id."""
+        weightless = task in WITHOUT_WEIGHTS
         return self._add(
             task=task,
             dataset=setting.dataset,
             backbone=backbone,
             init=init,
             recipe=setting.recipe,
-            upstream=self.weights(init, backbone, seed),
+            upstream={} if weightless else self.weights(init, backbone, seed),
             seed=seed,
+            fixed=INITS[init].overrides if weightless else None,
         )
 
     def weights(self, init: str, backbone: str, seed: int) -> dict[str, Upstream]:
@@ -300,6 +302,8 @@ class Planner:
         upstream = {}
         if made.needs_tokenizer:
             upstream["tokenizer"] = self._tokenizer(backbone, seed)
+        if made.task == "pretraining" and START_INIT in self.inits:
+            upstream["start"] = self.inits[START_INIT]
         return {"backbone": Upstream(run_id=self._pretrain(init, made, backbone, seed, upstream))}
 
     def _tokenizer(self, backbone: str, seed: int) -> Upstream:

@@ -288,6 +288,9 @@ class Row(Strict):
 
     init: str
     title: str
+    ablation: dict[str, Scalar] | None = Field(
+        default=None, description="what a Reference's must be, where the paper varies more"
+    )
 
 
 class Column(Strict):

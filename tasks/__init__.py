@@ -12,12 +12,16 @@ TASKS = Registry(
     {
         "tokenizer": "tasks.pretraining.tokenizer:run",
         "pretraining": "tasks.pretraining.training:run",
+        "wallclock": "tasks.pretraining.wallclock:run",
         "supervised": "tasks.pretraining.supervised:run",
         "classification": "tasks.classification:run",
         "detection": "tasks.detection:run",
         "segmentation": "tasks.segmentation:run",
     },
 )
+
+# These take an init for what it says about pretraining, not for its weights.
+WITHOUT_WEIGHTS = ("wallclock",)
 
 # Bumped when the same recipe may give another number; part of every run's id.
 TASK_VERSIONS = dict.fromkeys(TASKS, 1)

@@ -42,14 +42,20 @@ class Init:
     imported: bool = False
 
 
-def _mae(target: str) -> Init:
+def _mae(target: str, ablation: dict[str, Any] | None = None) -> Init:
     return Init(
         task="pretraining",
         recipe={"mini": "pretraining/mini_mae", "paper": "pretraining/mae"},
-        overrides={"model.target": target},
+        overrides={"model.target": target, **(ablation or {})},
         needs_tokenizer=target == "dvae-token",
     )
 
+
+# What sets one variant of MAE on pixels apart from the default, the init `mae-pixel/<name>`.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "mask-tokens": {"model.encoder_mask_tokens": True},
+    "decoder-depth-1": {"model.decoder_depth": 1},
+}
 
 INITS: dict[str, Init] = {
     "random": Init(),
@@ -58,6 +64,7 @@ INITS: dict[str, Init] = {
         recipe={"mini": "pretraining/mini_supervised", "paper": "pretraining/supervised"},
     ),
     **{f"mae-{target}": _mae(target) for target in TARGETS},
+    **{f"mae-pixel/{name}": _mae("pixel", changes) for name, changes in ABLATIONS.items()},
     "moco-v3": Init(imported=True),
     "beit": Init(imported=True),
 }
