@@ -1,18 +1,25 @@
-"""What SLURM says: which partitions there are, and where jobs stand. Reads its commands' output."""
+"""What SLURM says: which partitions there are, and where jobs stand. Reads its commands' output.
+
+A link in a run's folder leads to the output of its job and has the job in its name, by which any
+machine that sees the folder finds the job.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 
 from mae_bench.errors import UserError, unknown
 
 COMMANDS = ("sinfo", "squeue", "sbatch", "srun", "scancel")
 SECONDS_TO_ANSWER = 60
+LINK = "slurm-{}.log"
 # Words of squeue and sacct, as in SLURM's list of job state codes.
 STOPPED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"}
 FAILED = {"COMPLETED", "FAILED", "OUT_OF_MEMORY"}
@@ -115,6 +122,33 @@ def minutes(text: str) -> int | None:
     else:
         hours, (mins, seconds) = 0, numbers + [0] * (2 - len(numbers))
     return ceil((int(days or 0) * 24 + hours) * 60 + mins + seconds / 60)
+
+
+def queue_name(work_dir: Path) -> str:
+    """Return the name of all jobs of a work folder, for squeue and scancel."""
+    return f"mae-bench-{hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]}"
+
+
+def job_of(folder: Path) -> str | None:
+    """Return the job that the run of a folder was last submitted as, None if it never was."""
+    prefix, suffix = LINK.split("{}")
+    names = [path.name for path in folder.glob(LINK.format("*"))]
+    return names[0].removeprefix(prefix).removesuffix(suffix) if names else None
+
+
+def describe(work_dir: Path, folders: Mapping[str, Path]) -> dict[str, str]:
+    """Return run id -> its job and where that stands, for the runs that SLURM has in hand."""
+    found = {run_id: job_of(folder) for run_id, folder in folders.items()}
+    try:
+        states = jobs(queue_name(work_dir)) if any(found.values()) else {}
+    except (UserError, OSError):
+        # Another machine submitted them; this one need not even have SLURM.
+        return {}
+    return {
+        run_id: f"SLURM job {job}: {states[job].word.lower()} ({states[job].reason})"
+        for run_id, job in found.items()
+        if job in states and not states[job].is_over
+    }
 
 
 def jobs(name: str) -> dict[str, JobState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from statistics import fmean
@@ -12,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from mae_bench import claims, cluster
 from mae_bench.cost import Cost, Estimates
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.progress import headline, loss_text, seconds_text, step_text
@@ -204,7 +206,11 @@ def status(plan: Plan, workspace: Workspace) -> Status:
     """Return where a plan's tables and runs stand."""
     records = workspace.records()
     states, estimates = workspace.states(plan, records), Estimates(records.values())
-    runs = tuple(_standing(planned, states, workspace, records, estimates) for planned in plan.runs)
+    missing = (run_id for run_id, state in states.items() if state == "missing")
+    queued = cluster.describe(workspace.root, {one: workspace.folder(one) for one in missing})
+    runs = tuple(
+        _standing(planned, states, workspace, records, estimates, queued) for planned in plan.runs
+    )
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     tables = tuple(_table(table.name, plan, states) for table in plan.tables)
     others = len(records.keys() - states.keys())
@@ -218,6 +224,7 @@ def _standing(
     workspace: Workspace,
     records: Mapping[str, Record],
     estimates: Estimates,
+    queued: Mapping[str, str],
 ) -> Standing:
     identity = _identity(planned, states)
     run, state = planned.run, identity["state"]
@@ -234,12 +241,18 @@ def _standing(
     if state == "running":
         elapsed = time.time() - workspace.since(run.id)
         left = estimates.left(run, elapsed, report)
-        note = f"{step_text(report)} {loss_text(report)}".strip()
+        note = f"{step_text(report)} {loss_text(report)} {_elsewhere(workspace, run.id)}".strip()
         return Standing(**identity, note=note, seconds=elapsed, seconds_left=left)
     if state == "blocked":
         return Standing(**identity, note="needs a run that failed")
     note = f"interrupted at {step_text(report)}; will continue" if report else ""
-    return Standing(**identity, note=note, seconds_left=estimates.of(run))
+    return Standing(**identity, note=queued.get(run.id, note), seconds_left=estimates.of(run))
+
+
+def _elsewhere(workspace: Workspace, run_id: str) -> str:
+    """Which machine has a run, if it is another one."""
+    claim = claims.current(workspace.folder(run_id))
+    return f"on {claim.holder.host}" if claim and claim.holder.host != platform.node() else ""
 
 
 def _left(plan: Plan, runs: Iterable[Standing], estimates: Estimates) -> float | None:

@@ -7,7 +7,6 @@ the job's output and names the job, by which the same command finds it again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import sys
@@ -17,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mae_bench import cluster
+from mae_bench.cluster import LINK, job_of, queue_name
 from mae_bench.errors import UserError
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.processes import SECONDS_AFTER_RANK_0
 from mae_bench.records import Record, Run
 from mae_bench.runner import ENVIRONMENT, Site
 from mae_bench.worker import Execute
-from mae_bench.workspace import Workspace
 
-LINK = "slurm-{}.log"
 # SLURM's own default for MaxArraySize, less one.
 ARRAY_SIZE = 1000
 DEFAULT_MINUTES = 24 * 60
@@ -123,18 +121,6 @@ class Resources:
         return wanted or min(DEFAULT_MINUTES, limit)
 
 
-def queue_name(work_dir: Path) -> str:
-    """Return the name of all jobs of a work folder, for squeue and scancel."""
-    return f"mae-bench-{hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]}"
-
-
-def job_of(workspace: Workspace, run_id: str) -> str | None:
-    """Return the job that a run was last submitted as, None if it never was."""
-    prefix, suffix = LINK.split("{}")
-    links = list(workspace.folder(run_id).glob(LINK.format("*")))
-    return links[0].name.removeprefix(prefix).removesuffix(suffix) if links else None
-
-
 class Queue:
     """The jobs of a plan.
 
@@ -173,7 +159,7 @@ class Queue:
         self.failed = [record for record in records.values() if record.status == "failed"]
         self._lost |= {record.id for record in self.failed}
         self._done |= records.keys() - self._lost
-        found = {planned.run.id: job_of(workspace, planned.run.id) for planned in self.missing()}
+        found = {one.run.id: job_of(workspace.folder(one.run.id)) for one in self.missing()}
         states = cluster.jobs(self.name) if any(found.values()) else {}
         for run_id, job in found.items():
             if job in states and not states[job].is_over:

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from mae_bench import claims, cluster
-from mae_bench.cluster import JobState
+from mae_bench.cluster import LINK, JobState
 from mae_bench.crew import Monitor
 from mae_bench.errors import UserError
 from mae_bench.plan import Plan
 from mae_bench.records import Record, Run
 from mae_bench.runner import Site, execute, make_record, save
-from mae_bench.slurm import LINK, Queue, Resources
+from mae_bench.slurm import Queue, Resources
 from mae_bench.worker import Execute
 from tasks import data
 

@@ -13,12 +13,13 @@ import pytest
 import slurm_cluster
 from fake_tasks import fake_plan, fake_run
 
-from mae_bench import cluster
+from mae_bench import cluster, overview
+from mae_bench.cluster import job_of, queue_name
 from mae_bench.errors import UserError
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.progress import Board
 from mae_bench.runner import Site
-from mae_bench.slurm import Resources, job_of, queue_name
+from mae_bench.slurm import Resources
 from mae_bench.slurm_watch import launch
 from mae_bench.worker import Execute
 from mae_bench.workspace import Workspace
@@ -128,9 +129,9 @@ def test_a_graph_ends_as_on_one_machine(overdue, tmp_path) -> None:
     assert [there[run_id] for run_id in good] == [here[run_id] for run_id in good]
     # Runs that need the same are one array, and its output is found from the run's folder.
     workspace = Workspace(tmp_path / "slurm")
-    jobs = [job_of(workspace, planned.run.id).split("_") for planned in (left, right)]
+    jobs = [job_of(workspace.folder(planned.run.id)).split("_") for planned in (left, right)]
     assert jobs[0][0] == jobs[1][0] and {job[1] for job in jobs} == {"0", "1"}
-    output = workspace.folder(bad.run.id) / f"slurm-{job_of(workspace, bad.run.id)}.log"
+    output = workspace.folder(bad.run.id) / f"slurm-{job_of(workspace.folder(bad.run.id))}.log"
     assert "no such luck" in output.read_text()
     # What failed is not tried again unasked.
     board, _ = submit(plan, tmp_path / "slurm")
@@ -164,21 +165,23 @@ def test_leaving_coming_back_and_scancel(overdue, tmp_path) -> None:
     plan, workspace = fake_plan(long, after), Workspace(tmp_path)
     with pytest.raises(KeyboardInterrupt, match="2 runs go on in SLURM as mae-bench-"):
         submit(plan, tmp_path, board=Leaver(plan, workspace, [], 4))
-    jobs = [job_of(workspace, planned.run.id) for planned in (long, after)]
+    jobs = [job_of(workspace.folder(planned.run.id)) for planned in (long, after)]
     wait_for(lambda: workspace.progress(long.run.id).get("step", 0) > 5)
     # The same command finds the jobs again and submits nothing.
     _, said = submit(plan, tmp_path, detach=True)
     assert "2 runs go on" in said[0]
-    assert [job_of(workspace, planned.run.id) for planned in (long, after)] == jobs
+    assert [job_of(workspace.folder(planned.run.id)) for planned in (long, after)] == jobs
     queue = cluster.jobs(queue_name(tmp_path))
     assert {state.word for state in queue.values()} == {"RUNNING", "PENDING"}
+    notes = {run.init: run.note for run in overview.status(plan, workspace).runs}
+    assert notes["after"] == f"SLURM job {jobs[1]}: pending (Dependency)"
     subprocess.run(["scancel", jobs[0]], check=True)
     board, said = submit(plan, tmp_path)
     assert said == [f"{long.run.label}: job {jobs[0]} CANCELLED; the same command continues it"]
     assert states(plan, tmp_path) == {"long": "missing", "after": "missing"}
     assert (len(board.interrupted), len(board.active), len(board.waiting)) == (1, 0, 0)
-    submit(plan, tmp_path)
-    assert states(plan, tmp_path) == {"long": "ok", "after": "ok"}
+    submit(fake_plan(long), tmp_path)
+    assert states(plan, tmp_path) == {"long": "ok", "after": "missing"}
     steps = (workspace.folder(long.run.id) / "steps.txt").read_text().split()
     assert steps == [str(step) for step in range(60)]
     draws = [random.Random(f"0 {step}").random() for step in range(60)]
