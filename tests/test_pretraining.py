@@ -7,11 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from backbones import create_backbone
+from backbones.checkpoints import load_backbone, save_backbone
 from backbones.vit import patchify
 from mae_bench.errors import UserError
 from tasks.data.images import denormalise, normalise_batch
 from tasks.pretraining import INITS, TARGETS
-from tasks.pretraining.checkpoints import load_pretrained, save_pretrained
+from tasks.pretraining.checkpoints import (
+    load_pretrained,
+    save_pretrained,
+    save_torch_file,
+    start_from,
+)
 from tasks.pretraining.mae import build
 from tasks.pretraining.masking import random_masking
 from tasks.pretraining.targets import DvaeToken, NormPixel, Pixel
@@ -245,3 +252,38 @@ def test_combined_picture_keeps_the_visible_patches():
     torch.testing.assert_close(combined[0, kept], original[0, kept], atol=1e-6, rtol=0)
     others = [i for i in range(64) if i not in kept]
     assert (combined[0, others] - original[0, others]).abs().max() > 0.01
+
+
+def test_torch_files_hold_the_same_weights_in_maes_layout(tmp_path):
+    mae = make(target="pixel").eval()
+    backbone = tmp_path / "backbone.safetensors"
+    recipe = json.dumps({"data": DATA, "model": {**MODEL, "target": "pixel"}})
+    about = {"backbone": "vit_mini_patch8", "run": "abc", "recipe": recipe}
+    save_backbone(mae.encoder, backbone, about)
+    save_torch_file(backbone, tmp_path / "backbone.pth")
+    save_torch_file(backbone, tmp_path / "mae.pth", mae.decoder)
+    for name in ("backbone.pth", "mae.pth"):
+        content = torch.load(tmp_path / name, weights_only=True)
+        assert content["mae_bench"]["run"] == "abc"
+        for key, value in mae.encoder.state_dict().items():
+            assert torch.equal(content["model"].pop(key), value)
+        assert ("decoder_pred.weight" in content["model"]) == (name == "mae.pth")
+    load_backbone(create_backbone("vit_mini_patch8", img_size=64), tmp_path / "backbone.pth")
+    images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 64)
+    read = load_pretrained(tmp_path / "mae.pth")
+    assert torch.equal(read(images, noise=noise)["loss"], mae(images, noise=noise)["loss"])
+
+
+def test_pretraining_starts_from_an_earlier_one(tokenizer, tmp_path):
+    earlier, later = make(target="pixel"), make(target="pixel")
+    about = {
+        "backbone": "vit_mini_patch8",
+        "recipe": json.dumps({"data": DATA, "model": {**MODEL, "target": "pixel"}}),
+    }
+    save_pretrained(earlier, tmp_path / "mae.safetensors", about)
+    start_from(later, tmp_path / "mae.safetensors")
+    for name, value in earlier.state_dict().items():
+        assert torch.equal(later.state_dict()[name], value)
+    deeper = make(target="pixel", decoder_depth=3)
+    with pytest.raises(UserError, match=r"cannot be continued by this recipe: decoder.blocks.2"):
+        start_from(deeper, tmp_path / "mae.safetensors")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from backbones import create_backbone
 from backbones.checkpoints import Checkpoint, read_checkpoint, read_tensors, write_tensors
+from backbones.convert import convert
 from mae_bench.errors import UserError
 from tasks.pretraining import TARGETS
+from tasks.pretraining.decoder import Decoder
 from tasks.pretraining.mae import MaskedAutoencoder, build
 from tasks.pretraining.tokenizer import build_tokenizer
 
@@ -33,6 +36,23 @@ def save_pretrained(mae: MaskedAutoencoder, path: Path, about: Mapping[str, str]
     tokenizer = getattr(mae.target, "tokenizer", None)
     sizes = {"tokenizer": json.dumps(tokenizer.sizes)} if tokenizer else {}
     write_tensors(mae, path, {**about, **sizes, "format": FORMAT})
+
+
+def save_torch_file(backbone: Path, out: Path, decoder: Decoder | None = None) -> None:
+    """Write a file in MAE's own layout from what `save_backbone` wrote.
+
+    MAE's code and whatever knows its files read it; `torch.load` does with `weights_only`. For an
+    encoder that the layout has no place for (BEiT's, distilled ones) there is none.
+
+    Args:
+        out: .pth file.
+        decoder: makes it a file of encoder and decoder.
+    """
+    weights = _theirs(decoder.state_dict()) if decoder else {}
+    try:
+        convert(replace(read_checkpoint(backbone), decoder=weights), out, "mae")
+    except UserError as error:
+        print(f"no {out.name}: {error}")
 
 
 def load_pretrained(path: Path, target: str | None = None) -> MaskedAutoencoder:
@@ -63,6 +83,27 @@ def load_pretrained(path: Path, target: str | None = None) -> MaskedAutoencoder:
     return mae.eval()
 
 
+def start_from(mae: MaskedAutoencoder, path: Path) -> None:
+    """Give a model that is to be trained the weights of an earlier one, decoder and target too.
+
+    Raises:
+        UserError: see `load_pretrained`; or another architecture or target.
+    """
+    earlier = load_pretrained(path).state_dict()
+    own = {name: tuple(value.shape) for name, value in mae.state_dict().items()}
+    differing = [
+        name
+        for name in sorted(own.keys() | earlier.keys())
+        if name not in earlier or own.get(name) != tuple(earlier[name].shape)
+    ]
+    if differing:
+        raise UserError(
+            f"{path} cannot be continued by this recipe: {', '.join(differing[:4])} differ; give "
+            "the backbone, image size, target and decoder that it was trained with"
+        )
+    mae.load_state_dict(earlier)
+
+
 def _without_decoder(path: Path) -> UserError:
     return UserError(
         f"{path} has no decoder to visualise; give the mae.safetensors of a pretraining run, or "
@@ -79,6 +120,10 @@ def _from_mae(file: Checkpoint, target: str | None) -> MaskedAutoencoder:
             f"{file.path} holds an encoder of none of the known sizes; see `mae-bench backbones "
             "list`"
         )
+    # Ours say in a corner of the file how they were trained.
+    told = json.loads(file.header.get("recipe", "{}")).get("model", {})
+    if target is None:
+        target = told.get("target")
     chosen = target or ("norm-pixel" if file.path.stem.endswith("_full") else "pixel")
     if chosen not in {"pixel", "norm-pixel"}:
         raise UserError(f"target {chosen!r}: a file in MAE's layout predicts pixel or norm-pixel")
@@ -96,7 +141,7 @@ def _from_mae(file: Checkpoint, target: str | None) -> MaskedAutoencoder:
         module,
         decoder_width=file.decoder["decoder_embed.weight"].shape[0],
         decoder_depth=len({name.split(".")[1] for name in file.decoder if "_blocks." in name}),
-        decoder_heads=None,
+        decoder_heads=told.get("decoder_heads"),
     )
     try:
         encoder.load_state_dict(dict(file.weights))
@@ -105,6 +150,16 @@ def _from_mae(file: Checkpoint, target: str | None) -> MaskedAutoencoder:
         reason = " ".join(str(error).split()[:60])
         raise UserError(f"{file.path}: its parts do not fit each other ({reason})") from None
     return mae.eval()
+
+
+def _theirs(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of `Decoder`'s weights -> MAE's."""
+    names = {ours: theirs for theirs, ours in DECODER_NAMES.items()}
+    renamed = {}
+    for name, value in decoder.items():
+        first, dot, rest = name.partition(".")
+        renamed[names[first] + dot + rest] = value
+    return renamed
 
 
 def _ours(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:

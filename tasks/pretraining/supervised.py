@@ -18,6 +18,7 @@ from mae_bench.records import Metric, Outcome
 from tasks import distributed, engine
 from tasks.data.images import labelled_sets
 from tasks.data.mixing import Mixing, mixing
+from tasks.pretraining.checkpoints import save_torch_file
 
 
 class SupervisedPretraining(BaseModel):
@@ -77,7 +78,9 @@ def run(job: Job) -> Outcome:
     trained = engine.fit(job, model, encoder, train_set, hooks=[average] if average else [])
     best = average.model if average else model
     if distributed.is_main():
-        save_backbone(best.encoder, job.folder / "backbone.safetensors", engine.header(job))
+        path = job.folder / "backbone.safetensors"
+        save_backbone(best.encoder, path, engine.header(job))
+        save_torch_file(path, job.folder / "backbone.pth")
     metrics = {"top1": Metric(value=engine.top1(best, val_set, job), unit="%")}
     if average:
         metrics["top1_without_ema"] = Metric(value=engine.top1(model, val_set, job), unit="%")

@@ -23,7 +23,7 @@ from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome, Picture
 from tasks import distributed, engine
 from tasks.data.images import ImageDataset, labelled_sets
-from tasks.pretraining.checkpoints import save_pretrained
+from tasks.pretraining.checkpoints import save_pretrained, save_torch_file, start_from
 from tasks.pretraining.mae import MaskedAutoencoder, build
 from tasks.pretraining.pictures import NUM_SHOWN, image_grid, spread
 from tasks.pretraining.targets import Pca
@@ -42,7 +42,9 @@ def run(job: Job) -> Outcome:
     mae = build(job.run.backbone, data, model, tokenizer)
     train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
     facts = {}
-    if isinstance(mae.target, Pca):
+    if "start" in job.upstream:
+        start_from(mae, job.upstream["start"])
+    elif isinstance(mae.target, Pca):
         mae.target.fit(_sample(train_set, model.get("pca_images", PCA_IMAGES), job.run.seed))
         facts["pca_variance_explained"] = float(mae.target.explained)
     # The paper decays the class and mask tokens: they are 3-D, and its list of exceptions is empty.
@@ -52,8 +54,11 @@ def run(job: Job) -> Outcome:
     about = engine.header(job)
     loss = _score(mae.eval(), val_set)
     if distributed.is_main():
-        save_backbone(mae.encoder, job.folder / "backbone.safetensors", about)
+        backbone = job.folder / "backbone.safetensors"
+        save_backbone(mae.encoder, backbone, about)
         save_pretrained(mae, job.folder / "mae.safetensors", about)
+        save_torch_file(backbone, job.folder / "backbone.pth")
+        save_torch_file(backbone, job.folder / "mae.pth", mae.decoder)
         _draw(mae, *_shown(mae, val_set), job.folder / "reconstructions.png")
     facts |= engine.pretraining_facts(job, mae.encoder, train_set, trained)
     return Outcome(
