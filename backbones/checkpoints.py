@@ -132,7 +132,10 @@ def _recognise(
             f"{path} was written by MAE-bench, but is no backbone (format {marked!r}); give the "
             "backbone.safetensors beside it"
         )
-    if names and format in {None, "timm"} and not set(names).isdisjoint(state.tensors):
+    may_be_timms = format == "timm" or (
+        format is None and state.container in FORMATS["timm"].containers
+    )
+    if may_be_timms and not set(names).isdisjoint(state.tensors):
         head = re.compile(r"(?:head|fc|classifier|last_linear|fc_norm)\..*")
         left = {key: "classifier, not used here" for key in state.tensors if key not in names}
         if all(head.match(key) for key in left):

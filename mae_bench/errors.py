@@ -35,12 +35,17 @@ def naming_full_disk(place: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_disk_full(error) or isinstance(error, UserError):
+        if not is_disk_full(error) or isinstance(error, NoSpace):
             raise
-        raise NoSpace(
-            f"no space left on the disk of {place}; what was saved there before is whole. "
-            "Make room and give the same command again: it continues"
-        ) from error
+        said = (
+            str(error)
+            if isinstance(error, UserError)
+            else (
+                f"no space left on the disk of {place}; what was saved there before is whole. "
+                "Make room and give the same command again: it continues"
+            )
+        )
+        raise NoSpace(said) from error
 
 
 def is_disk_full(failure: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -19,7 +20,14 @@ from mae_bench.runner import Site, execute
 from mae_bench.workspace import Workspace
 from tasks import TASKS, data
 
-DEFAULTS = {"steps": 3, "seconds": 0.0, "raises": None, "signal": None, "aborts": False}
+DEFAULTS = {
+    "steps": 3,
+    "seconds": 0.0,
+    "raises": None,
+    "signal": None,
+    "aborts": False,
+    "full_at": None,
+}
 
 
 def register() -> None:
@@ -42,6 +50,8 @@ def run(job: Job) -> Outcome:
     checkpoint = job.folder / STATE_FILE
     start, value = json.loads(checkpoint.read_text()) if checkpoint.is_file() else (0, 0.0)
     for step in range(start, recipe["steps"]):
+        if step == recipe["full_at"] and not (job.data_root / "room").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         value += random.Random(f"{job.run.seed} {step}").random()
         write_atomically(checkpoint, json.dumps([step + 1, value]))
         with (job.folder / "steps.txt").open("a") as file:

@@ -190,7 +190,8 @@ def mmpretrain(state):
         for name, value in mae_decoder(state).items()
     }
     neck = {
-        re.sub(r"\.norm([12])\.", r".ln\1.", name)
+        re
+        .sub(r"\.norm([12])\.", r".ln\1.", name)
         .replace(".mlp.fc1.", ".ffn.layers.0.0.")
         .replace(".mlp.fc2.", ".ffn.layers.1."): value
         for name, value in neck.items()
@@ -220,7 +221,9 @@ def mmseg(state):
 def mmseg_vit(state):
     """mmseg's VisionTransformer has PyTorch's attention."""
     named = {
-        name.replace("attn.qkv.", "attn.attn.in_proj_").replace("attn.proj", "attn.attn.out_proj"): v
+        name.replace("attn.qkv.", "attn.attn.in_proj_").replace(
+            "attn.proj", "attn.attn.out_proj"
+        ): v
         for name, v in openmmlab(state).items()
     }
     inside = {name: torch.ones(1) for name in SEGMENTOR}

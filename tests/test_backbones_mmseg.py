@@ -5,6 +5,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -75,16 +76,53 @@ def test_every_backbone_by_name(name):
         assert has_gradient == parameter.requires_grad, parameter_name
 
 
-def test_init_weights_cannot_undo_the_checkpoint(checkpoint):
-    hostile = dict(type="Constant", val=0.5, bias=0.5, layer=["Linear", "LayerNorm", "Conv2d"])
-    stored = read_checkpoint(checkpoint).header["fingerprint"]
+@pytest.fixture
+def other_segmentor(tmp_path):
+    """A file with other weights for every part of `segmentor()`."""
+    model = MODELS.build(segmentor())
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.25)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "other.pth")
+    return str(tmp_path / "other.pth")
+
+
+HOSTILE = {
+    "Constant": dict(val=0.5, bias=0.5, layer=["Linear", "LayerNorm", "Conv2d"]),
+    "TruncNormal": dict(std=0.02, layer=["Linear", "Conv2d"]),
+    "Pretrained": dict(checkpoint="FILE"),
+}
+
+
+@pytest.mark.parametrize("where", ["model", "backbone"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_init_weights_cannot_undo_the_checkpoint(kind, where, checkpoint, other_segmentor):
+    """Neither an initialiser of the whole model nor another file; both work without one."""
+    hostile = dict(type=kind, **HOSTILE[kind])
+    if kind == "Pretrained":
+        hostile["checkpoint"] = other_segmentor
+        if where == "backbone":
+            hostile["prefix"] = "backbone."
+    stored = fingerprint(read_checkpoint(checkpoint).weights)
     for file, survives in ((str(checkpoint), True), (None, False)):
-        model = MODELS.build({**segmentor(checkpoint=file), "init_cfg": hostile})
+        config = segmentor(checkpoint=file)
+        model = MODELS.build({**config, "init_cfg": hostile} if where == "model" else config)
+        if where == "backbone":
+            model.backbone.init_cfg = hostile
         before = fingerprint(model.backbone.encoder.state_dict())
         model.init_weights()
         after = fingerprint(model.backbone.encoder.state_dict())
-        assert (after == before) == survives
-        assert (after == stored) == survives
+        if survives or where == "model":
+            assert (after == before) == (after == stored) == survives
+        if kind == "Pretrained" and where == "model":
+            assert torch.all(model.decode_head.conv_seg.weight == 0.25)
+
+
+def test_a_file_for_the_whole_model_loads_once_it_is_initialised(checkpoint, other_segmentor):
+    """What resuming and testing do is not hindered by the checkpoint of the backbone."""
+    model = MODELS.build(segmentor(checkpoint=str(checkpoint)))
+    model.init_weights()
+    load_checkpoint(model, other_segmentor, strict=True)
+    assert all(torch.all(parameter == 0.25) for parameter in model.parameters())
 
 
 def test_positions_are_resized_to_the_crop_and_reported(checkpoint):
@@ -124,25 +162,102 @@ def test_bad_options(options, message, checkpoint):
         MODELS.build({**MINI, **options})
 
 
-class Wrapped(nn.Module):
-    """What a distributed model looks like to an optimizer constructor."""
+@pytest.mark.parametrize("arch", ["timm:resnet18", "timm:convnext_atto", "timm:swin_s3_tiny_224"])
+def test_hierarchical_encoders_bring_their_own_pyramid(arch):
+    model = MODELS.build(dict(type="MAEBenchViT", arch=arch)).eval()
+    maps = model(torch.rand(1, 3, 96, 160))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, channels, 96 // stride, 160 // stride)
+        for channels, stride in zip(model.out_channels, model.strides, strict=True)
+    ]
+    assert model.strides == (4, 8, 16, 32)
 
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
+
+def test_plain_encoders_of_timm_have_the_same_pyramid():
+    config = dict(type="MAEBenchViT", arch="timm:vit_tiny_patch16_224", drop_path_rate=0.1)
+    model = MODELS.build(config).eval()
+    maps = model(torch.rand(1, 3, 96, 160))
+    assert [tuple(m.shape[-2:]) for m in maps] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+    assert model.out_channels == (192,) * 4 and model.strides == (4, 8, 16, 32)
 
 
-def test_mmengine_builds_our_parameter_groups():
-    model = MODELS.build(segmentor())
-    wrapper = build_optim_wrapper(
+def test_upernet_of_beit_and_mae_can_be_said():
+    """Relative tables per block at the crop's size, layer scale, class token until the taps."""
+    options = dict(relative_positions="per-block", layer_scale=1.0, img_size=128)
+    model = MODELS.build({**MINI, **options})
+    table = model.encoder.blocks[0].attn.relative_position_bias_table
+    assert table.shape == (31 * 31 + 3, 3) and not table.any()
+    assert model.encoder.cls_token is not None
+    assert [m.shape[-1] for m in model(torch.rand(2, 3, 128, 128))] == [64, 32, 16, 8]
+    norms = {type(m) for m in model.pyramid.modules() if "Norm" in type(m).__name__}
+    assert norms == {nn.SyncBatchNorm}
+
+
+def build_wrapper(model, **paramwise):
+    return build_optim_wrapper(
         model,
         dict(
             type="OptimWrapper",
             constructor="MAEBenchGroups",
-            paramwise_cfg=dict(layer_decay=0.5),
+            paramwise_cfg=paramwise,
             optimizer=dict(type="AdamW", lr=0.1, weight_decay=0.05),
         ),
     )
+
+
+def test_the_groups_of_mmsegs_own_constructor():
+    """Rule "beit-seg" against mmseg's layer-wise decay, which knows its own MAE by name."""
+    sizes = dict(embed_dims=96, num_layers=4, num_heads=3, patch_size=8, img_size=(64, 64))
+    model = MODELS.build(segmentor())
+    theirs = MODELS.build({**segmentor(), "backbone": dict(type="MAE", **sizes)})
+    options = dict(layer_decay_rate=0.5, decay_type="layer_wise", num_layers=4)
+    optimizer = build_optim_wrapper(
+        theirs,
+        dict(
+            type="OptimWrapper",
+            constructor="LearningRateDecayOptimizerConstructor",
+            paramwise_cfg=options,
+            optimizer=dict(type="AdamW", lr=0.1, weight_decay=0.05),
+        ),
+    ).optimizer
+    settings = {
+        id(p): (group["lr"] * group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    expected = {name: settings[id(p)] for name, p in theirs.named_parameters()}
+    rules = {
+        r.name: r for r in parameter_rules(model, model.backbone.encoder, 0.05, 0.5, "beit-seg")
+    }
+    pairs = {
+        "backbone.encoder.cls_token": "backbone.cls_token",
+        "backbone.encoder.pos_embed": "backbone.pos_embed",
+        "backbone.encoder.patch_embed.proj.weight": "backbone.patch_embed.projection.weight",
+        "backbone.encoder.patch_embed.proj.bias": "backbone.patch_embed.projection.bias",
+        "backbone.encoder.blocks.0.norm1.weight": "backbone.layers.0.ln1.weight",
+        "backbone.encoder.blocks.0.attn.qkv.weight": "backbone.layers.0.attn.qkv.weight",
+        "backbone.encoder.blocks.3.mlp.fc1.bias": "backbone.layers.3.ffn.layers.0.0.bias",
+        "backbone.encoder.blocks.3.mlp.fc2.weight": "backbone.layers.3.ffn.layers.1.weight",
+        "decode_head.conv_seg.weight": "decode_head.conv_seg.weight",
+        "decode_head.conv_seg.bias": "decode_head.conv_seg.bias",
+    }
+    for ours, other in pairs.items():
+        scale, decay = rules[ours].lr_scale, rules[ours].weight_decay
+        assert (pytest.approx(0.1 * scale), decay) == expected[other], ours
+
+
+def test_groups_take_a_rule_and_no_unknown_keys():
+    model = MODELS.build(segmentor())
+    groups = build_wrapper(model, layer_decay=0.5, decay_rule="beit-seg").optimizer.param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert id(model.backbone.encoder.pos_embed) in decayed
+    with pytest.raises(UserError, match=r"unknown key of paramwise_cfg 'layer_decay_rate'"):
+        build_wrapper(model, layer_decay_rate=0.5)
+
+
+def test_mmengine_builds_our_parameter_groups():
+    model = MODELS.build(segmentor())
+    wrapper = build_wrapper(model, layer_decay=0.5)
     built = {
         id(parameter): (group["lr"], group["weight_decay"])
         for group in wrapper.optimizer.param_groups

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mae_bench.cli import main
 from mae_bench.errors import UserError
 from tasks.data import check_use, classification_split, fingerprint, get_dataset, prepare
 from tasks.data.reading import read_image
@@ -205,3 +206,24 @@ def test_planning_with_a_source_loads_nothing_heavy(tmp_path):
         "print(sorted({'torch', 'cv2', 'numpy', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_pretrain_takes_a_source(tmp_path, monkeypatch, capsys):
+    """By a relative path too; another set is another run; a wrong one is an error of one line."""
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "own", ["0.png", "1.png"])
+
+    def pretrain(*options: str) -> tuple[int, str]:
+        code = main(["pretrain", *options, "--work-dir", str(tmp_path / "work")])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    code, plan = pretrain("--dataset", "imagefolder:own", "--dry-run")
+    assert code == 0 and f"imagefolder:{tmp_path}/own" in plan.replace("\n", "")
+    assert plan != pretrain("--dry-run")[1]
+    for wrong, message in {
+        "imagefolder:gone": "there is no such folder",
+        "mini-coco": "'mini-coco' is not one for pretraining",
+    }.items():
+        code, told = pretrain("--dataset", wrong)
+        assert code == 2 and message in told and told.count("\n") == 1

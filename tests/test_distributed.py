@@ -4,8 +4,10 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_engine_resume import assert_same, read
 from tiny_training import Noisy, Small, in_processes, job_in
 
@@ -122,6 +124,39 @@ def test_two_processes_with_micro_batches_killed_and_continued(tmp_path):
     in_processes(2, pretrain, tmp_path / "other", 2, 7)
     assert in_processes(1, pretrain, tmp_path / "other") == [0]
     assert_near(read(tmp_path / "other" / STATE_FILE)["model"], states[0]["model"])
+
+
+def whole_task(folder, images):
+    """The pretraining task as the runner calls it; the outcome of every process in its own file."""
+    from mae_bench.recipes import load_recipe
+    from tasks.pretraining.training import run
+
+    changes = {"solver.batch_size": 16, "solver.base_lr": 1e-3, "data.val_images": 8}
+    recipe = load_recipe("pretraining/mini_mae", changes, smoke=True)
+    job = job_in(folder)
+    about = {"recipe_values": recipe, "backbone": "vit_mini_patch8", "dataset": images}
+    job.run = job.run.model_copy(update=about)
+    outcome = run(job)
+    (folder / f"{distributed.rank()}.json").write_text(outcome.model_dump_json())
+
+
+@pytest.mark.slow
+def test_the_pretraining_task_over_two_processes(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        pixels = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((64, 64)).save(tmp_path / "images" / f"{number}.png")
+    scores = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        codes = in_processes(count, whole_task, folder, f"imagefolder:{tmp_path / 'images'}")
+        assert codes == [0] * count
+        told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+        scores[count] = [outcome["metrics"]["val_loss"]["value"] for outcome in told]
+        assert (folder / "backbone.safetensors").is_file()
+        assert (folder / "reconstructions.png").is_file()
+    assert scores[2][0] == scores[2][1] == pytest.approx(scores[1][0], abs=1e-5)
 
 
 class Echo(Small):

@@ -109,7 +109,8 @@ def test_described_without_building():
     swin = describe("timm:swin_tiny_patch4_window7_224")
     assert (swin.channels, swin.strides) == ((96, 192, 384, 768), (4, 8, 16, 32))
     assert swin.parameters == 27_519_354 and swin.gflops == pytest.approx(4.49, abs=0.01)
-    assert describe("timm:resnet50").gflops == pytest.approx(4.09, abs=0.01)  # as torchvision lists it
+    # What torchvision lists for it.
+    assert describe("timm:resnet50").gflops == pytest.approx(4.09, abs=0.01)
     vit = describe("timm:vit_base_patch16_224")
     assert vit.gflops == pytest.approx(describe("vit_base_patch16").gflops, rel=2e-3)
 

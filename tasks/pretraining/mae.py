@@ -20,6 +20,7 @@ from backbones import create_backbone
 from backbones.vit import VisionTransformer, patchify, take, unpatchify
 from mae_bench.errors import UserError, unknown
 from tasks.data.images import denormalise
+from tasks.engine import batch_rand
 from tasks.pretraining import TARGETS
 from tasks.pretraining.dalle import DalleEncoder
 from tasks.pretraining.decoder import Decoder
@@ -132,7 +133,7 @@ class MaskedAutoencoder(BaseModel):
     ) -> dict[str, Tensor]:
         """Loss of a batch of normalised images (B, 3, H, W); noise is drawn when not given."""
         if noise is None:
-            noise = torch.rand(len(images), self.num_patches, device=images.device)
+            noise = batch_rand(len(images), self.num_patches, device=images.device)
         prediction, visible, masked = self.predict(images, noise, self.loss_on_all_patches)
         scored = torch.cat([visible, masked], dim=1) if self.loss_on_all_patches else masked
         patches = patchify(images, self.encoder.patch_size)
