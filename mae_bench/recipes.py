@@ -1,8 +1,9 @@
 """Recipes: read without running them, overridden only where a key exists and the type fits.
 
 A recipe file (`configs/<task>/<name>.py`) opens with literals: `recipe`, sections of plain values;
-`variants`, if there are any, the overrides for some backbones or inits; and `smoke`, the overrides
-that make it two iterations long. What follows in the file makes it a native config of its engine
+`variants`, if there are any, the overrides for some backbones or inits; `smoke`, the overrides
+that make it two iterations long; and `protocol`, what the paper and the official code do in the
+same place (`mae_bench.protocol`). What follows in the file makes it a native config of its engine
 and is not needed here, so that planning imports no torch.
 """
 
@@ -78,7 +79,7 @@ def _literals(name: str) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             target = node.targets[0].id
-            if target in {"recipe", "variants", "smoke"}:
+            if target in {"recipe", "variants", "smoke", "protocol"}:
                 found[target] = ast.literal_eval(node.value)
     if "recipe" not in found:
         raise UserError(f"{path} has no literal `recipe = {{...}}`; see configs/ for examples")
@@ -91,6 +92,7 @@ def load_recipe(
     smoke: bool = False,
     backbone: str = "",
     init: str = "",
+    setting: Mapping[str, Any] | None = None,
 ) -> Values:
     """Return the resolved recipe.
 
@@ -103,6 +105,7 @@ def load_recipe(
             value must be of the type that stands there (an int may replace a float).
         smoke: apply the recipe's own `smoke` overrides first.
         backbone, init: of the run, for the variants.
+        setting: what a table's column changes (`records.Setting.overrides`), before `smoke`.
 
     Raises:
         UserError: unknown recipe or key (with the nearest names), a value of another type, or a
@@ -114,10 +117,16 @@ def load_recipe(
     for conditions, variant in found.get("variants", []):
         if _holds(conditions, {"backbone": backbone, "init": init}):
             changes |= variant
+    changes |= setting or {}
     changes |= found.get("smoke", {}) if smoke else {}
     for key, value in {**changes, **(overrides or {})}.items():
         set_key(values, key, value, name)
     return values
+
+
+def protocol_of(name: str) -> Values | None:
+    """Return the literal `protocol` of a recipe file, None where it has none."""
+    return copy.deepcopy(_literals(name).get("protocol"))
 
 
 def _holds(conditions: Mapping[str, str], facts: Mapping[str, str]) -> bool:

@@ -272,6 +272,9 @@ class Setting(Strict):
     dataset: str
     backbones: tuple[str, ...]
     recipe: str = Field(description="path below configs/, without .py")
+    overrides: dict[str, Any] = Field(
+        default={}, description="recipe key -> value, where columns differ in a setting only"
+    )
 
 
 class Published(Strict):
@@ -291,6 +294,7 @@ class Row(Strict):
     ablation: dict[str, Scalar] | None = Field(
         default=None, description="what a Reference's must be, where the paper varies more"
     )
+    x: float | None = Field(default=None, description="place on the axis of a table with `x_title`")
 
 
 class Column(Strict):
@@ -305,10 +309,18 @@ class Column(Strict):
     metric: str
     scales: dict[Scale, Setting]
     published: Published | None = None
+    ablation: dict[str, Scalar] | None = Field(
+        default=None, description="as in Row, where the paper varies the setting of a column"
+    )
+    x: float | None = Field(default=None, description="as in Row, where columns are the points")
 
 
 class Table(Strict):
-    """A named grid of runs with the paper's value for each cell. One file in configs/tables/."""
+    """A named grid of runs with the paper's value for each cell. One file in configs/tables/.
+
+    One that is a figure in the paper has an `x_title`, and an `x` for every row (or every column):
+    reports draw it as curves, too.
+    """
 
     name: str
     title: str
@@ -316,3 +328,4 @@ class Table(Strict):
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     note: str = ""
+    x_title: str | None = None

@@ -25,7 +25,7 @@ LAYERS = (
     ("errors", "claims"),
     ("records", "registry", "cluster", "devices"),
     ("recipes", "job", "provenance"),
-    ("hashing", "selection", "flops", "accumulation"),
+    ("hashing", "selection", "flops", "accumulation", "protocol"),
     ("cost",),
     ("plan",),
     ("workspace", "aggregate", "ranks", "schedule"),

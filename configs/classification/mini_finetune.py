@@ -41,3 +41,27 @@ recipe = {
     },
 }
 smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 32}
+
+protocol = {
+    "paper": "arXiv:2111.06377 Table 9",
+    "code": "facebookresearch/mae FINETUNE.md, main_finetune.py",
+    "lr_trials": {"ours": 1},
+    "settings": {
+        "optimizer": {"key": "solver.optimizer", "paper": "adamw", "code": "adamw"},
+        "betas": {"key": "solver.betas", "paper": [0.9, 0.999], "code": [0.9, 0.999]},
+        "weight decay": {"key": "solver.weight_decay", "paper": 0.05, "code": 0.05},
+        "base lr, per 256 images": {"key": "solver.base_lr", "paper": 1e-3, "code": 5e-4},
+        "layer-wise lr decay": {"key": "solver.layer_decay", "paper": 0.75, "code": 0.65},
+        "batch": {"key": "solver.batch_size", "paper": 1024, "code": 1024},
+        "length": {
+            "ours": "220 iterations",
+            "paper": "100 epochs (B), 50 (L, H)",
+            "code": "100 epochs (B), 50 (L, H)",
+        },
+        "image size": {"key": "data.image_size", "paper": 224, "code": 224},
+        "drop path": {"key": "model.drop_path_rate", "paper": 0.1, "code": 0.1},
+        "label smoothing": {"key": "model.label_smoothing", "paper": 0.1, "code": 0.1},
+        "RandAugment, mixup, cutmix": {"ours": "none", "paper": "9 / 0.5, 0.8, 1.0"},
+        "features": {"ours": "mean of patches", "paper": "class token", "code": "mean of patches"},
+    },
+}
