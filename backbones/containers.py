@@ -1,8 +1,4 @@
-"""Files that hold weights, read without running anything that is in them.
-
-What a file is, is told by its first bytes, not by its suffix: torch's zip and its older pickle
-stream, safetensors, NumPy's npz, and a pickle of NumPy arrays (detectron2's model zoo).
-"""
+"""Files that hold weights, of the kinds of `signatures`, read without running what is in them."""
 
 from __future__ import annotations
 
@@ -23,12 +19,8 @@ from numpy._core import multiarray, numeric
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from backbones.signatures import damaged, kind_of
 from mae_bench.errors import UserError
-
-# A pickle stream of torch before 1.6 opens with this number (torch/serialization.py MAGIC_NUMBER).
-TORCH_STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-ZIP, PICKLE, NPY = b"PK\x03\x04", b"\x80", b"\x93NUMPY"
-MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -52,66 +44,21 @@ def read_contents(path: Path) -> Contents:
     Raises:
         UserError: no such file, no weights, damaged, or one that wants code to be run.
     """
-    start = _first_bytes(path)
-    kind, read = next(
-        ((kind, read) for fits, kind, read in READERS if fits(path, start)), ("unknown", None)
-    )
-    if read is None:
-        raise UserError(f"{path} {_other(start)}. Readable: .pth, .safetensors, .npz, .pkl")
+    kind = kind_of(path)
     try:
-        tree, header = read(path)
+        tree, header = READERS[kind](path)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(
-            f"{path} is not a readable {kind} file: truncated or damaged ({reason}). "
-            "Fetch or copy it again"
-        ) from None
+        raise damaged(path, kind, reason) from None
     if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
         raise UserError(f"{path} holds a {type(tree).__name__}; a dict of named tensors is needed")
     return Contents(kind, tree, header)
-
-
-def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the checkpoint file in it")
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
-    with path.open("rb") as file:
-        start = file.read(256)
-    if not start:
-        raise UserError(f"{path} is empty; fetch or copy it again")
-    return start
-
-
-def _other(start: bytes) -> str:
-    if start.lstrip().startswith(b"<"):
-        return "is a web page, not weights: the download met an error or a login"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the weights themselves: fetch them with git lfs pull"
-    if start.startswith(NPY):
-        return "is one NumPy array without a name; weights come as .npz"
-    return f"is no file of weights (it starts with {start[:8]!r})"
-
-
-def _is_safetensors(path: Path, start: bytes) -> bool:
-    size = int.from_bytes(start[:8], "little")
-    return start[8:9] == b"{" and size <= MAX_HEADER
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, file.metadata() or {}
-
-
-def _is_npz(path: Path, start: bytes) -> bool:
-    if not start.startswith(ZIP):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return path.suffix == ".npz"
 
 
 def _read_npz(path: Path) -> tuple[Any, dict[str, str]]:
@@ -122,19 +69,6 @@ def _read_npz(path: Path) -> tuple[Any, dict[str, str]]:
             if "allow_pickle" not in str(error):
                 raise
             raise _wants_code(path, "pickled objects in an array") from None
-
-
-def _is_torch(path: Path, start: bytes) -> bool:
-    return start.startswith((ZIP, TORCH_STREAM))
-
-
-def _is_program(path: Path, start: bytes) -> bool:
-    """Whether it is TorchScript: a zip with code in it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def _refuse_program(path: Path) -> tuple[Any, dict[str, str]]:
@@ -186,10 +120,6 @@ def _wants_code(path: Path, name: str) -> UserError:
         f"{path} is refused: reading it would run code of its own ({name}). "
         "Save its weights alone, as a dict of tensors, where the file is trusted"
     )
-
-
-def _is_pickle(path: Path, start: bytes) -> bool:
-    return start.startswith(PICKLE)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -267,14 +197,13 @@ DAMAGE = (
     TypeError,
     AssertionError,
 )
-Reader = Callable[[Path], tuple[Any, dict[str, str]]]
-READERS: tuple[tuple[Callable[[Path, bytes], bool], str, Reader], ...] = (
-    (_is_safetensors, "safetensors", _read_safetensors),
-    (_is_npz, "npz", _read_npz),
-    (_is_program, "TorchScript", _refuse_program),
-    (_is_torch, "torch", _read_torch),
-    (_is_pickle, "pickle", _read_pickle),
-)
+READERS: dict[str, Callable[[Path], tuple[Any, dict[str, str]]]] = {
+    "safetensors": _read_safetensors,
+    "npz": _read_npz,
+    "TorchScript": _refuse_program,
+    "torch": _read_torch,
+    "pickle": _read_pickle,
+}
 
 
 class State(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 from backbones.formats import FORMATS
+from backbones.signatures import kind_of
 from mae_bench.errors import UserError, unknown
 from mae_bench.hashing import known_sha256
 from mae_bench.recipes import CONFIGS, keys, load_recipe
@@ -397,8 +398,10 @@ class Planner:
 def _read_checkpoint(name: str, path: Path, format: str | None) -> Upstream:
     if name == "random":
         raise UserError("--init random=FILE: random weights come from no file; use another name")
-    if not path.is_file():
-        raise UserError(f"--init {name}={path}: there is no such file")
+    try:
+        kind_of(path)
+    except (UserError, OSError) as error:
+        raise UserError(f"--init {name}={path}: {error}") from None
     if format is not None and format not in FORMATS:
         raise unknown("checkpoint format", format, FORMATS)
     return Upstream(checkpoint=str(path.absolute()), sha256=known_sha256(path), format=format)

@@ -13,6 +13,8 @@ from mae_bench.recipes import keys, parse_override
 from mae_bench.records import NO_EFFECT, Column, Row, Setting, Table
 
 ROOT = Path("/nowhere")
+# Begins as a pickle does, which is all that planning looks at.
+WEIGHTS = b"\x80weights"
 SMALL = Setting(dataset="mini-coco", backbones=("vit_mini_patch8",), recipe="detection/mini")
 
 
@@ -186,7 +188,7 @@ def test_tables_say_what_makes_them_another() -> None:
 
 def test_init_from_file_replaces_the_pretraining(tmp_path) -> None:
     file = tmp_path / "weights.pth"
-    file.write_bytes(b"weights")
+    file.write_bytes(WEIGHTS)
     found = plan(inits={"mae-pixel": file, "beit": file, "mine": file})
     assert not any(
         run.run.task == "pretraining" and run.run.init == "mae-pixel" for run in found.runs
@@ -197,15 +199,15 @@ def test_init_from_file_replaces_the_pretraining(tmp_path) -> None:
         assert bool(cell.reason) == (key.init == "moco-v3")
     mine = [run for run in found.runs if run.run.init == "mine"]
     assert mine and all(not run.dependencies for run in mine)
-    expected = hashlib.sha256(b"weights").hexdigest()
+    expected = hashlib.sha256(WEIGHTS).hexdigest()
     assert {run.run.upstream["backbone"].sha256 for run in mine} == {expected}
 
 
 def test_init_from_file_is_known_by_content(tmp_path) -> None:
     first, copy, other = (tmp_path / name for name in ("a.pth", "b.pth", "c.pth"))
-    first.write_bytes(b"weights")
-    copy.write_bytes(b"weights")
-    other.write_bytes(b"other weights")
+    first.write_bytes(WEIGHTS)
+    copy.write_bytes(WEIGHTS)
+    other.write_bytes(WEIGHTS + b"others")
     ids = [
         {run.run.id for run in plan(inits={"mine": path}, only=["init=mine"]).runs}
         for path in (first, copy, other)
@@ -215,7 +217,7 @@ def test_init_from_file_is_known_by_content(tmp_path) -> None:
 
 def test_tokenizer_from_file_replaces_its_training(tmp_path) -> None:
     path = tmp_path / "encoder.pkl"
-    path.write_bytes(b"weights")
+    path.write_bytes(WEIGHTS)
     found = plan("table7", inits={"tokenizer": path})
     assert "tokenizer" not in {run.run.task for run in found.runs}
     made = next(run.run for run in found.runs if run.run.init == "mae-dvae-token")
@@ -224,10 +226,28 @@ def test_tokenizer_from_file_replaces_its_training(tmp_path) -> None:
 
 
 def test_init_refuses(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"--init mine=.*no such file"):
+    with pytest.raises(UserError, match=r"--init mine=.*: no checkpoint at "):
         plan(inits={"mine": tmp_path / "none.pth"})
     with pytest.raises(UserError, match="random weights come from no file"):
         plan(inits={"random": tmp_path / "none.pth"})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"<!doctype html>", "is a web page, not weights"),
+        (b"epoch 1, loss 0.7", "is no file of weights"),
+        (b"PK\x03\x04 half of a zip", "not a readable torch file: truncated or damaged"),
+    ],
+)
+def test_init_from_what_holds_no_weights_is_refused_before_anything_runs(
+    tmp_path, content, reason
+) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"--init mine={path}: .*{reason}"):
+        plan(inits={"mine": path})
 
 
 def test_table_without_the_scale_says_which_it_has() -> None:
