@@ -398,6 +398,8 @@ class Planner:
 def _read_checkpoint(name: str, path: Path, format: str | None) -> Upstream:
     if name == "random":
         raise UserError("--init random=FILE: random weights come from no file; use another name")
+    if not path.exists():
+        raise UserError(f"--init {name}={path}: there is no such file")
     try:
         kind_of(path)
     except (UserError, OSError) as error:
