@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mae_bench.flops import model_of, training_flops
 from mae_bench.records import Record, Run, Scale, Strict
+from tasks import WITHOUT_WEIGHTS
 
 # What MAE reconstructs hardly changes how long a run takes.
 IGNORED = frozenset({"model.target"})
@@ -186,7 +187,9 @@ def _runs(number: int) -> str:
 
 
 def _disk(run: Run) -> tuple[int | None, int | None]:
-    """Bytes that a run leaves, and that it needs while it runs."""
+    """Bytes that a run leaves, and that it needs while it runs; records and logs are nothing."""
+    if run.task in WITHOUT_WEIGHTS:
+        return 0, 0
     model = model_of(run)
     if model is None:
         return None, None

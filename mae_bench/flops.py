@@ -144,6 +144,15 @@ def _pretraining(
     return Model(encoder, whole)
 
 
+def _wallclock(
+    architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
+) -> Model:
+    """A pretraining and, in turn with it, the one that it is compared with."""
+    beside = {**model, "encoder_mask_tokens": True, "decoder_depth": 8}
+    own, other = (_pretraining(architecture, data, one) for one in (model, beside))
+    return Model(own.encoder + other.encoder, own.whole + other.whole)
+
+
 def _classification(
     architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Model:
@@ -238,6 +247,7 @@ def _segmentation(
 FORMULAS: dict[str, Callable[[Architecture, Any, Any], Model]] = {
     "tokenizer": _tokenizer,
     "pretraining": _pretraining,
+    "wallclock": _wallclock,
     "supervised": _classification,
     "classification": _classification,
     "detection": _detection,

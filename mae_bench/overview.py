@@ -86,6 +86,7 @@ class Status(Strict):
         counts: state -> number of runs.
         seconds_left: until all is done with as many workers as there are now; None if unknown.
         others: finished runs in the work folder that were not asked for last.
+        absent_data: dataset -> what is wrong; its runs are not recognised, whatever is done.
     """
 
     tables: tuple[TableView, ...]
@@ -93,6 +94,7 @@ class Status(Strict):
     counts: dict[str, int]
     seconds_left: float | None
     others: int
+    absent_data: dict[str, str] = {}
 
     @property
     def settled(self) -> bool:
@@ -176,8 +178,11 @@ def render_graph(view: Graph) -> RenderableType:
         )
         lines.append(f"device time: {cost.source}; FLOPs: training, by formula")
     notes = [Text(line, style="dim") for line in (*lines[1:], *view.gaps)]
-    absent = [Text(f"data: {why}", style="red") for why in view.absent_data.values()]
-    return Group(grid, Text(lines[0]), *notes, *absent)
+    return Group(grid, Text(lines[0]), *notes, *_absent(view.absent_data))
+
+
+def _absent(data: Mapping[str, str]) -> list[Text]:
+    return [Text(f"data: {why}", style="red") for why in data.values()]
 
 
 def _device_time(cost: Cost) -> str:
@@ -215,7 +220,14 @@ def status(plan: Plan, workspace: Workspace) -> Status:
     tables = tuple(_table(table.name, plan, states) for table in plan.tables)
     others = len(records.keys() - states.keys())
     left = _left(plan, runs, estimates)
-    return Status(tables=tables, runs=runs, counts=counts, seconds_left=left, others=others)
+    return Status(
+        tables=tables,
+        runs=runs,
+        counts=counts,
+        seconds_left=left,
+        others=others,
+        absent_data=dict(plan.absent_data),
+    )
 
 
 def _standing(
@@ -313,7 +325,7 @@ def _foot(view: Status, hidden: int) -> list[Text]:
         lines.append(Text(f"{_count(hidden)} not shown", style="dim"))
     if view.others:
         lines.append(Text(f"{view.others} more finished here, not asked for last", style="dim"))
-    return lines
+    return lines + _absent(view.absent_data)
 
 
 def _grid(*headers: str) -> Grid:
