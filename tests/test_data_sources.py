@@ -11,9 +11,16 @@ from PIL import Image
 
 from mae_bench.cli import main
 from mae_bench.errors import UserError
-from tasks.data import check_use, classification_split, fingerprint, get_dataset, prepare
+from tasks.data import (
+    absolute,
+    check_use,
+    classification_split,
+    fingerprint,
+    get_dataset,
+    prepare,
+)
 from tasks.data.reading import read_image
-from tasks.data.sources import INDEX_FOLDER, absolute
+from tasks.data.sources import INDEX_FOLDER
 
 
 def picture(number: int) -> bytes:
@@ -140,7 +147,7 @@ def test_sources_are_datasets(tmp_path):
     check_use(name, "pretraining")
     with pytest.raises(UserError, match="is not one for detection"):
         check_use(name, "detection")
-    with pytest.raises(UserError, match=r"these are: mini-imagenet, .* imagefolder:DIR, filelist:"):
+    with pytest.raises(UserError, match=r"these are: imagenet, .* imagefolder:DIR, filelist:"):
         check_use("mini-coco", "pretraining")
 
 

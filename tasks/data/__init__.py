@@ -9,83 +9,100 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from mae_bench.errors import UserError, unknown
-from tasks.data.formats import (
-    CLASSIFICATION_READERS,
-    Ade20kSplit,
-    CocoSplit,
-    LabeledImages,
-    read_ade20k,
-    read_coco,
+from mae_bench.errors import UserError
+from tasks.data import fingerprints
+from tasks.data.catalog import (
+    DATASETS,
+    KIND_OF_TASK,
+    LAYOUTS,
+    Counts,
+    Dataset,
+    Split,
+    absolute,
+    check_use,
+    get_dataset,
+    home,
+    is_source,
 )
-from tasks.data.sources import KINDS, absolute, is_source, read_source, source_fingerprint
-from tasks.data.specs import SPECS, Spec, spec_fingerprint
+from tasks.data.formats import Ade20kSplit, CocoSplit, LabeledImages
+from tasks.data.sources import KINDS, read_source, source_fingerprint
+from tasks.data.specs import Spec, spec_fingerprint
 
 __all__ = [
     "DATASETS",
+    "KIND_OF_TASK",
     "Ade20kSplit",
     "CocoSplit",
+    "Counts",
     "Dataset",
     "LabeledImages",
     "absolute",
     "ade20k_split",
+    "check_use",
     "classification_split",
     "coco_split",
     "fingerprint",
     "get_dataset",
+    "home",
     "is_source",
     "prepare",
+    "read_split",
 ]
 
 MARKER = "fingerprint.txt"
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset that can be named.
-
-    Attributes:
-        layout: "coco", "ade20k", a key of `formats.CLASSIFICATION_READERS` or of `sources.KINDS`.
-        spec: how it is generated; None for one that must be there.
-    """
-
-    layout: str
-    spec: Spec | None = None
-
-
-DATASETS: dict[str, Dataset] = {
-    "mini-imagenet": Dataset("imagefolder", SPECS["mini-imagenet"]),
-    "mini-coco": Dataset("coco", SPECS["mini-coco"]),
-    "mini-ade20k": Dataset("ade20k", SPECS["mini-ade20k"]),
-    "mini-inat": Dataset("inat", SPECS["mini-inat"]),
-    "mini-places": Dataset("places365", SPECS["mini-places"]),
-}
-
-
-def get_dataset(name: str) -> Dataset:
-    """Look a dataset up, or one of the user's own (see `sources`).
+def fingerprint(name: str, data_root: Path) -> str:
+    """Hex digits that identify the dataset's content; for a generated one known beforehand.
 
     Raises:
-        UserError: not known, with the nearest names.
+        UserError: the dataset is not there, or not whole.
     """
-    if is_source(name):
-        return Dataset(name.partition(":")[0])
-    if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
-    return DATASETS[name]
-
-
-def fingerprint(name: str, data_root: Path) -> str:
-    """Hex digits that identify the dataset's content; for a generated one known beforehand."""
-    if is_source(name):
+    dataset = get_dataset(name)
+    if dataset.spec:
+        return spec_fingerprint(dataset.spec)
+    if dataset.layout in KINDS:
         return source_fingerprint(name)
-    spec = get_dataset(name).spec
-    if spec is None:
-        raise UserError(f"dataset {name!r} below {data_root} has no fingerprint yet")
-    return spec_fingerprint(spec)
+    place = home(name, data_root)
+    return fingerprints.fingerprint(place, LAYOUTS[dataset.layout].parts(place))
+
+
+def read_split(name: str, data_root: Path, split: str) -> Split:
+    """ "train" or "val" of any dataset, as its layout says.
+
+    Raises:
+        UserError: something is missing, or cannot be read.
+    """
+    dataset = get_dataset(name)
+    if dataset.layout in KINDS:
+        return read_source(name, data_root, split)
+    return LAYOUTS[dataset.layout].read(home(name, data_root), split)
+
+
+def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:
+    """Images and labels of "train" or "val"."""
+    check_use(name, "classification")
+    found = read_split(name, data_root, split)
+    assert isinstance(found, LabeledImages)
+    return found
+
+
+def coco_split(name: str, data_root: Path, split: str) -> CocoSplit:
+    """Instance file and image folder of "train" or "val"."""
+    check_use(name, "detection")
+    found = read_split(name, data_root, split)
+    assert isinstance(found, CocoSplit)
+    return found
+
+
+def ade20k_split(name: str, data_root: Path, split: str) -> Ade20kSplit:
+    """Image and map folders of "train" or "val"."""
+    check_use(name, "segmentation")
+    found = read_split(name, data_root, split)
+    assert isinstance(found, Ade20kSplit)
+    return found
 
 
 def prepare(name: str, data_root: Path, spec: Spec | None = None) -> None:
@@ -142,52 +159,3 @@ def _generate(spec: Spec, folder: Path, expected: str) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-
-
-# Task -> layouts that it reads.
-USES: dict[str, tuple[str, ...]] = {
-    "pretraining": (*CLASSIFICATION_READERS, *KINDS),
-    "classification": (*CLASSIFICATION_READERS, *KINDS),
-    "detection": ("coco",),
-    "segmentation": ("ade20k",),
-}
-
-
-def check_use(name: str, task: str) -> None:
-    """Refuse a dataset that a task cannot read.
-
-    Raises:
-        UserError: with the datasets that it can.
-    """
-    if get_dataset(name).layout not in USES[task]:
-        known = [name for name, dataset in DATASETS.items() if dataset.layout in USES[task]]
-        own = [f"{kind}:{KINDS[kind].place}" for kind in KINDS if kind in USES[task]]
-        suitable = ", ".join(known + own)
-        raise UserError(f"dataset {name!r} is not one for {task}; these are: {suitable}")
-
-
-def _located(name: str, data_root: Path, task: str) -> tuple[str, Path]:
-    """Layout of a dataset and the folder that holds its top folder, if it is one for this task."""
-    check_use(name, task)
-    dataset = get_dataset(name)
-    return dataset.layout, data_root / name if dataset.spec else data_root
-
-
-def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:
-    """Images and labels of "train" or "val"."""
-    if is_source(name):
-        return read_source(name, data_root, split)
-    layout, root = _located(name, data_root, "classification")
-    return CLASSIFICATION_READERS[layout](root, split)
-
-
-def coco_split(name: str, data_root: Path, split: str) -> CocoSplit:
-    """Instance file and image folder of "train" or "val"."""
-    _, root = _located(name, data_root, "detection")
-    return read_coco(root, split)
-
-
-def ade20k_split(name: str, data_root: Path, split: str) -> Ade20kSplit:
-    """Image and map folders of "train" or "val"."""
-    _, root = _located(name, data_root, "segmentation")
-    return read_ade20k(root, split)

@@ -1,14 +1,10 @@
-"""Readers of the real formats: ImageFolder, COCO, ADE20K, iNaturalist 2018, Places365.
-
-They read lists, not pixels, and need neither torch nor OpenCV. Each takes the folder that holds the
-dataset's own top folder and a split, "train" or "val", and raises UserError when something is
-missing.
-"""
+"""What a split of a dataset is, and what all readers share. Neither torch nor OpenCV is needed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,15 +53,43 @@ class CocoSplit:
 
 @dataclass(frozen=True)
 class Ade20kSplit:
-    """Images and maps of the same stems; map value k > 0 is `classes[k - 1]`, 0 is unlabelled."""
+    """Images and maps of the same stems.
+
+    Attributes:
+        classes: what map values mean. With `reduce_zero_label` value k > 0 is `classes[k - 1]` and
+            0 is unlabelled (the reader of the maps shifts them, once); without it value k is
+            `classes[k]`.
+        palette: RGB of each class.
+        ignore_value: value in the files that is no class either; never scored.
+        image_suffix, map_suffix: of all files in the two folders, as ".jpg".
+    """
 
     images: Path
     annotations: Path
     classes: list[str]
     palette: list[tuple[int, int, int]]
+    reduce_zero_label: bool = True
+    ignore_value: int = 255
+    image_suffix: str = ".jpg"
+    map_suffix: str = ".png"
 
 
-def _existing(path: Path, what: str) -> Path:
+def check_split(split: str) -> None:
+    """Refuse any split but "train" and "val".
+
+    Raises:
+        UserError: another one.
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+
+
+def existing(path: Path, what: str) -> Path:
+    """Return the path if something is there.
+
+    Raises:
+        UserError: nothing is.
+    """
     if not path.exists():
         raise UserError(
             f"{what} is missing: {path} does not exist; check --data-root, "
@@ -74,126 +98,57 @@ def _existing(path: Path, what: str) -> Path:
     return path
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
+def first_existing(folder: Path, names: Iterable[str], what: str) -> Path:
+    """Return the first of these that is in the folder.
+
+    Raises:
+        UserError: none is.
+    """
+    names = list(names)
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    tried = f" (nor {', '.join(names[1:])} there)" if names[1:] else ""
+    raise UserError(
+        f"{what} is missing: {folder / names[0]} does not exist{tried}; check --data-root, "
+        "or run `mae-bench data prepare mini` for the miniature sets"
+    )
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """Read a json of the COCO family: images, annotations, categories.
+
+    Raises:
+        UserError: missing, not JSON, or one of the three lists is not there.
+    """
+    what = "the annotation file"
     try:
-        content = json.loads(_existing(path, what).read_text())
+        content = json.loads(existing(path, what).read_bytes())
     except ValueError as error:
         raise UserError(f"{what} {path} is not JSON ({error}); fetch it again") from None
-    needed = {"images", "annotations", "categories"}
-    if not isinstance(content, dict) or not needed <= content.keys():
-        raise UserError(f"{what} {path} lacks one of {', '.join(sorted(needed))}")
+    needed = ("annotations", "categories", "images")
+    found = content if isinstance(content, dict) else {}
+    if any(not isinstance(found.get(name), list) for name in needed):
+        raise UserError(f"{what} {path} lacks one of {', '.join(needed)}")
+    if not content["categories"]:
+        raise UserError(f"{what} {path} has no categories; it needs the list of classes")
     return content
 
 
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+def below(base: Path, name: str, source: Path) -> Path:
+    """Return the path of a file that a list names, which must be below the list's image folder.
 
+    Links below it may lead anywhere: who made them wanted so.
 
-def read_imagefolder(root: Path, split: str, top: str = "imagenet") -> LabeledImages:
-    """`<top>/{train,val}/<class>/*`; a class's label is the rank of its folder's name."""
-    _check_split(split)
-    folder = _existing(root / top / split, f"the {split} split of {top}")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise UserError(f"class folder {folder / name} holds no image")
-        paths += found
-        labels += [label] * len(found)
-    if not classes:
-        raise UserError(f"{folder} holds no class folder; the images must lie in {split}/<class>/")
-    return LabeledImages(paths, labels, classes)
-
-
-def read_inat(root: Path, split: str, top: str = "inat2018") -> LabeledImages:
-    """`train2018.json` / `val2018.json`; labels are ranks of category ids, never folder order."""
-    _check_split(split)
-    year = top.removeprefix("inat")
-    path = root / top / f"{split}{year}.json"
-    content = _read_json(path, "the annotation file")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    rank = {category["id"]: label for label, category in enumerate(categories)}
-    files = {image["id"]: root / top / image["file_name"] for image in content["images"]}
-    paths: list[Path] = []
-    labels: list[int] = []
-    for annotation in content["annotations"]:
-        image, category = annotation["image_id"], annotation["category_id"]
-        if image not in files or category not in rank:
-            raise UserError(
-                f"{path}: annotation of image {image!r} with category {category!r} names one that "
-                "the file does not list"
-            )
-        paths.append(files[image])
-        labels.append(rank[category])
-    return LabeledImages(paths, labels, [category["name"] for category in categories])
-
-
-def read_places365(root: Path, split: str, top: str = "places365") -> LabeledImages:
-    """The list files of Places365-Standard; small images (`data_256_standard`, `val_256`)."""
-    _check_split(split)
-    folder = root / top
-    names = {
-        "train": ("places365_train_standard.txt", "data_256_standard"),
-        "val": ("places365_val.txt", "val_256"),
-    }
-    listing, images = names[split]
-    categories = _read_list(folder / "categories_places365.txt")
-    # "/f/field/wild" is the category field/wild, filed under its first letter.
-    classes = [name[3:] for name, _ in sorted(categories, key=lambda item: item[1])]
-    if [label for _, label in sorted(categories, key=lambda item: item[1])] != list(
-        range(len(classes))
-    ):
-        raise UserError(f"{folder / 'categories_places365.txt'}: labels are not 0, 1, 2, ...")
-    entries = _read_list(folder / listing)
-    for name, label in entries:
-        if not 0 <= label < len(classes):
-            raise UserError(
-                f"{folder / listing}: label {label} of {name} is not one of 0 to {len(classes) - 1}"
-            )
-    base = _existing(folder / images, f"the image folder of the {split} split")
-    paths = [base / name.lstrip("/") for name, _ in entries]
-    return LabeledImages(paths, [label for _, label in entries], classes)
-
-
-def _read_list(path: Path) -> list[tuple[str, int]]:
-    entries = []
-    for number, line in enumerate(_existing(path, "the list file").read_text().splitlines(), 1):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.isdigit():
-            raise UserError(f"{path}, line {number}: {line!r} is not of the form PATH LABEL")
-        entries.append((name, int(label)))
-    return entries
-
-
-def read_coco(root: Path, split: str, top: str = "coco") -> CocoSplit:
-    """`annotations/instances_{split}2017.json` and `{split}2017/`."""
-    _check_split(split)
-    path = root / top / "annotations" / f"instances_{split}2017.json"
-    content = _read_json(path, "the annotation file")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    images = _existing(root / top / f"{split}2017", f"the image folder of the {split} split")
-    return CocoSplit(path, images, [category["name"] for category in categories])
-
-
-def read_ade20k(root: Path, split: str, top: str = "ADEChallengeData2016") -> Ade20kSplit:
-    """`images/` and `annotations/` with `training` and `validation`; names of objectInfo150.txt."""
-    _check_split(split)
-    folder = {"train": "training", "val": "validation"}[split]
-    info = _existing(root / top / "objectInfo150.txt", "the class list")
-    rows = [line.split("\t") for line in info.read_text().splitlines()[1:] if line.strip()]
-    # The official names carry synonyms ("wall;..."); the first is the customary one.
-    classes = [row[-1].split(";")[0].split(",")[0].strip() for row in rows]
-    return Ade20kSplit(
-        images=_existing(root / top / "images" / folder, f"the image folder of the {split} split"),
-        annotations=_existing(
-            root / top / "annotations" / folder, f"the map folder of the {split} split"
-        ),
-        classes=classes,
-        palette=[class_colour(k) for k in range(1, len(classes) + 1)],
-    )
+    Raises:
+        UserError: an absolute name, or one that climbs out with "..".
+    """
+    if name.startswith("/") or (".." in name and os.path.normpath(name).startswith("..")):
+        raise UserError(
+            f"{source} names {name!r}, which is outside of {base}; a list may name only what is "
+            "below the dataset's own folder"
+        )
+    return base / name
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -206,10 +161,3 @@ def class_colour(index: int) -> tuple[int, int, int]:
         for channel in range(3):
             channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
     return channels[0], channels[1], channels[2]
-
-
-CLASSIFICATION_READERS: dict[str, Callable[[Path, str], LabeledImages]] = {
-    "imagefolder": read_imagefolder,
-    "inat": read_inat,
-    "places365": read_places365,
-}

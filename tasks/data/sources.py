@@ -37,30 +37,6 @@ class Entry(NamedTuple):
     split: str | None = None
 
 
-def is_source(name: str) -> bool:
-    """Whether a dataset's name is of the form KIND:PLACE.
-
-    Raises:
-        UserError: it is, but the kind is unknown or the place missing.
-    """
-    kind, colon, place = name.partition(":")
-    if not colon:
-        return False
-    if kind not in KINDS:
-        raise unknown("kind of dataset", kind, KINDS)
-    if not place:
-        raise UserError(f"dataset {name!r} names no place; give {kind}:{KINDS[kind].place}")
-    return True
-
-
-def absolute(name: str) -> str:
-    """The same source, named so that other processes find it too; other names as they are."""
-    if not is_source(name):
-        return name
-    kind, _, place = name.partition(":")
-    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}"
-
-
 def read_source(name: str, data_root: Path, split: str) -> LabeledImages:
     """Images of "train" or "val".
 
