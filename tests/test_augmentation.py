@@ -53,7 +53,7 @@ def test_random_is_the_default_and_draws_what_it_always_did(image):
     default = training_transform(32, (0.2, 1.0))
     assert len(default.transforms) == 3
     assert [type(step).__name__ for step in default.transforms[:2]] == [
-        "RandomResizedCropAndInterpolation",
+        "RandomCrop",
         "RandomHorizontalFlip",
     ]
 

@@ -166,7 +166,7 @@ class Echo(Small):
 
 def score(folder):
     distributed.start()
-    top1 = engine.top1(Echo(), Noisy(), job_in(folder), batch_size=4)
+    top1 = engine.accuracy(Echo(), Noisy(), job_in(folder), batch_size=4).top1
     everyone = distributed.gather([distributed.rank()])
     said = distributed.from_main("main" if distributed.is_main() else "other")
     told = [top1, everyone, said, distributed.mean({"rank": float(distributed.rank())})]

@@ -137,7 +137,8 @@ def test_top1_counts_every_sample_once(tmp_path):
             wrong = labels % 3 == 0
             return {"logits": torch.eye(11)[labels + wrong.long()]}
 
-    assert engine.top1(Echo(), Noisy(), job_in(tmp_path), batch_size=4) == pytest.approx(60.0)
+    scored = engine.accuracy(Echo(), Noisy(), job_in(tmp_path), batch_size=4)
+    assert scored.top1 == pytest.approx(60.0)
 
 
 def test_fp16_needs_a_gpu(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ recipe = {
         "image_size": 64,
         "crop_scale": [0.35, 1.0],
         "crop_ratio": 1.0,
+        "augmentation": "random",
+        "rand_augment": "",
+        "erasing": 0.0,
         "val_images": None,
         "cache": True,
         "max_broken": 10,
@@ -17,9 +20,13 @@ recipe = {
     "model": {
         "pool": "mean",
         "frozen": False,
+        "trained_blocks": None,
         "drop_path_rate": 0.1,
+        "mixup": 0.0,
+        "cutmix": 0.0,
         "label_smoothing": 0.1,
         "head_std": 2e-5,
+        "ema_decay": None,
     },
     "solver": {
         "iterations": 220,

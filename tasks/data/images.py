@@ -19,7 +19,14 @@ from torchvision import transforms
 from mae_bench.errors import UserError, unknown
 from tasks.data import classification_split, get_dataset, is_source
 from tasks.data.formats import Member
-from tasks.data.reading import BrokenImage, RandomCrop, decode, open_image, read_image
+from tasks.data.reading import (
+    BrokenImage,
+    RandomCrop,
+    SingleDrawCrop,
+    decode,
+    open_image,
+    read_image,
+)
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -128,8 +135,8 @@ def training_transform(
         rand_augment: timm's description, as "rand-m9-mstd0.5-inc1" (two operations of magnitude 9
             with deviation 0.5, all growing with the magnitude); "" for none.
         erasing: probability that a random box is filled with noise.
-        augmentation: "none" (as in evaluation), "fixed" (crop of one size, flip), "random", or
-            "random+jitter" (of the colours).
+        augmentation: "none" (as in evaluation), "fixed" (crop of one size, flip), "random",
+            "random+jitter" (of the colours), or "single-draw" (linear probes; `SingleDrawCrop`).
         crop_ratio: of fixed crops: their side to the image's short side.
 
     Raises:
@@ -162,6 +169,7 @@ def _crop(size: int, scale: Sequence[float], augmentation: str, crop_ratio: floa
         "none": [decode, resize, transforms.CenterCrop(size)],
         "fixed": [decode, resize, transforms.RandomCrop(size), flip],
         "random": random,
+        "single-draw": [SingleDrawCrop(size, tuple(scale), interpolation="bicubic"), flip],
         # The paper gives no strength: that of BEiT's pretraining, which has no hue either.
         "random+jitter": [*random, transforms.ColorJitter(0.4, 0.4, 0.4)],
     }

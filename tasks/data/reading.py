@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageFile, ImageOps
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
@@ -130,3 +131,28 @@ class RandomCrop(RandomResizedCropAndInterpolation):
         x, y = image.width / width, image.height / height
         area = (left * x, top * y, (left + columns) * x, (top + rows) * y)
         return image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=area)
+
+
+class SingleDrawCrop(RandomCrop):
+    """Random resized crop from one draw of area and shape, cut to the image where it is larger.
+
+    The usual one draws up to ten times until a box fits. Source: arXiv:2111.06377 Table 10 (its TF
+    code), facebookresearch/mae util/crop.py, after BYOL's.
+    """
+
+    @staticmethod
+    def get_params(
+        image: Image.Image, scale: tuple[float, float], ratio: tuple[float, float]
+    ) -> tuple[int, int, int, int]:
+        """Draw a box: top, left, rows, columns."""
+        width, height = image.size
+        area = width * height * _uniform(*scale)
+        shape = math.exp(_uniform(*(math.log(side) for side in ratio)))
+        columns = max(1, min(round(math.sqrt(area * shape)), width))
+        rows = max(1, min(round(math.sqrt(area / shape)), height))
+        top, left = (int(torch.randint(room + 1, ())) for room in (height - rows, width - columns))
+        return top, left, rows, columns
+
+
+def _uniform(low: float, high: float) -> float:
+    return float(torch.empty(()).uniform_(low, high))

@@ -4,25 +4,29 @@
 """
 
 from mae_bench.job import STATE_FILE
+from tasks.engine.accuracy import Accuracy, accuracy, count
 from tasks.engine.averaging import WeightAverage
 from tasks.engine.loop import Reporter
 from tasks.engine.order import PositionSampler, PositionSeeded, batch_rand, seed_all
 from tasks.engine.output import header, pretraining_facts
 from tasks.engine.schedules import LearningRate, cosine_lr, duration, polynomial_lr, scaled_lr
-from tasks.engine.solver import fit, stack, top1
+from tasks.engine.solver import fit, stack
 from tasks.engine.state import load_state, save_state
 from tasks.engine.training import Trained, train
 
 __all__ = [
     "STATE_FILE",
+    "Accuracy",
     "LearningRate",
     "PositionSampler",
     "PositionSeeded",
     "Reporter",
     "Trained",
     "WeightAverage",
+    "accuracy",
     "batch_rand",
     "cosine_lr",
+    "count",
     "duration",
     "fit",
     "header",
@@ -33,6 +37,5 @@ __all__ = [
     "scaled_lr",
     "seed_all",
     "stack",
-    "top1",
     "train",
 ]

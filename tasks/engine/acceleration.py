@@ -68,6 +68,11 @@ class MixedPrecision(OptimWrapper):
             yield
 
 
+def autocast(amp: str | None, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Context of forward passes outside of training, in the precision of the training."""
+    return torch.autocast(device, PRECISIONS[amp]) if amp else contextlib.nullcontext()
+
+
 def optim_wrapper(
     optimizer: torch.optim.Optimizer, amp: str | None, device: str, accumulation: int
 ) -> OptimWrapper:
@@ -81,8 +86,24 @@ def optim_wrapper(
     Raises:
         UserError: unknown precision, or one that the device lacks.
     """
-    if amp is None:
+    dtype = precision(amp, device)
+    if dtype is None:
         return OptimWrapper(optimizer, accumulative_counts=accumulation)
+    return MixedPrecision(optimizer, dtype, device, accumulative_counts=accumulation)
+
+
+def precision(amp: str | None, device: str) -> torch.dtype | None:
+    """torch's type for a forward pass in mixed precision; None for fp32.
+
+    Args:
+        amp: None, "bfloat16" or "float16".
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: unknown precision, or one that the device lacks.
+    """
+    if amp is None:
+        return None
     if amp not in PRECISIONS:
         raise unknown("precision in solver.amp", amp, [*PRECISIONS, "none"])
     if amp == "float16" and device == "cpu":
@@ -91,8 +112,7 @@ def optim_wrapper(
         )
     if amp == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("this GPU has no bfloat16; give solver.amp=float16 or none (fp32)")
-    dtype = PRECISIONS[amp]
-    return MixedPrecision(optimizer, dtype, device, accumulative_counts=accumulation)
+    return PRECISIONS[amp]
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from timm.optim import Lars
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules, write_rules
 from backbones.vit import VisionTransformer
 from mae_bench.errors import unknown
 from mae_bench.job import Job
 from tasks import distributed
+from tasks.engine.lars import lars
 from tasks.engine.schedules import cosine_lr, duration, scaled_lr
 from tasks.engine.training import Trained, train
 
@@ -35,7 +35,8 @@ def fit(
     """Train as the recipe's `solver` section says, and leave `parameters.csv` in the run's folder.
 
     The section has iterations and warmup_iterations (or epochs, see `duration`), batch_size,
-    base_lr (per 256 images), min_lr, optimizer ("adamw", "lars"), betas, weight_decay, layer_decay,
+    base_lr (per 256 images), min_lr, optimizer ("adamw", "lars", "sgd"; the last
+    two take the first of betas as momentum), betas, weight_decay, layer_decay,
     amp, num_workers, save_every, and may have accumulation, activation_checkpointing, compile,
     prefetch (see `train`).
 
@@ -77,35 +78,16 @@ def fit(
 
 
 def _optimizer(solver: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
-    if solver["optimizer"] == "adamw":
-        return partial(torch.optim.AdamW, betas=tuple(solver["betas"]), fused=True)
-    if solver["optimizer"] == "lars":
-        return partial(Lars, momentum=solver["betas"][0], trust_coeff=0.001)
-    raise unknown("optimizer", solver["optimizer"], ["adamw", "lars"])
+    known = {
+        "adamw": partial(torch.optim.AdamW, betas=tuple(solver["betas"]), fused=True),
+        "lars": partial(lars, momentum=solver["betas"][0]),
+        "sgd": partial(torch.optim.SGD, momentum=solver["betas"][0]),
+    }
+    if solver["optimizer"] not in known:
+        raise unknown("optimizer", solver["optimizer"], known)
+    return known[solver["optimizer"]]
 
 
 def stack(items: list[Any]) -> Any:
     """Collate by stacking tensors (mmengine's default keeps lists, for images of many sizes)."""
     return torch.utils.data.default_collate(items)
-
-
-@torch.no_grad()
-def top1(model: BaseModel, dataset: Dataset, job: Job, batch_size: int = 64) -> float:
-    """Share (percent) of samples whose largest logit is the label; every sample counts once.
-
-    Args:
-        model: called with `mode="predict"`, returns {"logits": (B, classes)}.
-        dataset: items {"images", "labels"}, as of `tasks.data.images.ImageDataset`.
-    """
-    model.eval()
-    # Each process scores its own samples, so that every sample counts once at any world size.
-    own = range(distributed.rank(), len(dataset), distributed.world_size())  # type: ignore[arg-type]
-    loader = DataLoader(Subset(dataset, own), batch_size=batch_size, collate_fn=stack)
-    right = 0
-    for step, batch in enumerate(loader):
-        batch = model.data_preprocessor(batch, training=False)
-        logits = model(**batch, mode="predict")["logits"]
-        right += int((logits.argmax(dim=1) == batch["labels"]).sum())
-        if distributed.is_main():
-            job.report("evaluate", step + 1, len(loader))
-    return 100.0 * sum(distributed.gather([right])) / len(dataset)  # type: ignore[arg-type]

@@ -81,9 +81,11 @@ def run(job: Job) -> Outcome:
         path = job.folder / "backbone.safetensors"
         save_backbone(best.encoder, path, engine.header(job))
         save_torch_file(path, job.folder / "backbone.pth")
-    metrics = {"top1": Metric(value=engine.top1(best, val_set, job), unit="%")}
+    metrics = {"top1": Metric(value=engine.accuracy(best, val_set, job).top1, unit="%")}
     if average:
-        metrics["top1_without_ema"] = Metric(value=engine.top1(model, val_set, job), unit="%")
+        metrics["top1_without_ema"] = Metric(
+            value=engine.accuracy(model, val_set, job).top1, unit="%"
+        )
     return Outcome(
         metrics=metrics,
         checkpoint="backbone.safetensors",
