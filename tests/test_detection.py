@@ -26,6 +26,7 @@ from tasks import detection
 from tasks.data.specs import SPECS
 from tasks.detection import config, scores, training
 from tasks.detection.data import evaluator, num_classes, register, test_loader, train_loader
+from tasks.detection.model import PIXEL_MEAN, PIXEL_STD
 from tasks.detection.picture import Detections, draw
 from tasks.engine import STATE_FILE
 
@@ -281,12 +282,7 @@ def test_the_picture_shows_truth_and_predictions():
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
 def test_schedule_warms_up_linearly_and_ends_low(schedule):
-    solver = load_recipe("detection/mini")["solver"] | {
-        "iterations": 100,
-        "warmup_iterations": 10,
-        "schedule": schedule,
-    }
-    multiplier = instantiate(config._schedule(solver))
+    multiplier = instantiate(config._schedule(schedule, 100, 10))
     values = [multiplier(step / 100) for step in range(100)]
     assert values[0] == pytest.approx(0.001)
     assert np.allclose(np.diff(values[:10], 2), 0, atol=1e-12)
@@ -301,9 +297,9 @@ def test_schedule_warms_up_linearly_and_ends_low(schedule):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("solver.schedule", "linear", r"solver.schedule='linear' .* cosine, step"),
-        ("solver.amp", "half", r"solver.amp='half' .* None, bfloat16"),
-        ("solver.warmup_iterations", 6, r"warmup_iterations=6 .*solver.iterations=6; set it below"),
+        ("solver.schedule", "linear", r"solver.schedule 'linear'.* cosine, step"),
+        ("solver.amp", "half", r"solver.amp 'half'.* bfloat16, float16, none"),
+        ("solver.warmup_iterations", 6, r"warmup_iterations=6 .* of 6 iterations; set it lower"),
     ],
 )
 def test_a_solver_that_cannot_be_is_refused(root, key, value, message):
@@ -341,8 +337,8 @@ def test_the_effective_config_can_be_saved_and_read_again(root, tmp_path):
 
 
 def test_pixels_are_normalised_as_in_pretraining(root):
-    assert np.allclose(config.PIXEL_MEAN, 255 * np.array(IMAGENET_DEFAULT_MEAN))
-    assert np.allclose(config.PIXEL_STD, 255 * np.array(IMAGENET_DEFAULT_STD))
+    assert np.allclose(PIXEL_MEAN, 255 * np.array(IMAGENET_DEFAULT_MEAN))
+    assert np.allclose(PIXEL_STD, 255 * np.array(IMAGENET_DEFAULT_STD))
     model = instantiate(lazy(root)["model"])
     red = torch.tensor([255.0, 0, 0])[:, None, None].expand(3, 96, 96)
     pixels = model.preprocess_image([{"image": red}]).tensor[0, :, 0, 0]
@@ -385,7 +381,7 @@ def test_golden_parameter_groups(root):
     }
     assert {name: (rules[name].lr_scale, rules[name].weight_decay) for name in golden} == golden
     assert prefix + "norm.weight" not in rules
-    groups = config.optimizer_groups(model, 1e-3, 0.1, 0.5)
+    groups = config.optimizer_groups(model, 1e-3, 0.1, 0.5, "mae-finetune")
     assert {group["lr"] for group in groups} == {1e-3 * 0.5**k for k in range(6)}
 
 

@@ -13,6 +13,7 @@ restore_names()
 from backbones.detectron2.builders import (  # noqa: E402
     encoder_of,
     load_report_of,
+    norm_named,
     vit_features,
     vit_fpn,
     vit_simple_pyramid,
@@ -35,6 +36,7 @@ __all__ = [
     "encoder_of",
     "level_name",
     "load_report_of",
+    "norm_named",
     "restore_names",
     "vit_features",
     "vit_fpn",

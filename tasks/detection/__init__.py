@@ -8,7 +8,6 @@ continues at the right sample and ends bit-identical on one device.
 from __future__ import annotations
 
 import io
-import json
 
 import torch
 from omegaconf import DictConfig
@@ -18,13 +17,15 @@ from torch import nn
 from backbones import detectron2 as adapter  # isort: skip
 from detectron2.config import LazyConfig, instantiate
 
-from backbones.groups import DEFAULT_RULE, parameter_rules, write_rules
+from backbones.groups import parameter_rules, write_rules
 from backbones.load_report import record_load
 from mae_bench.errors import UserError
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Outcome
+from tasks import distributed
 from tasks.data import coco_split
 from tasks.detection.config import lazy_config
+from tasks.detection.data import contents
 from tasks.detection.scores import evaluate, metrics_of, per_class, picture
 from tasks.detection.training import train
 from tasks.engine import seed_all
@@ -44,6 +45,7 @@ def run(job: Job) -> Outcome:
         UserError: data, checkpoint or recipe that do not fit.
         FloatingPointError: the loss is no longer finite.
     """
+    distributed.start()
     cfg = DictConfig(
         lazy_config(
             job.recipe,
@@ -58,12 +60,16 @@ def run(job: Job) -> Outcome:
     if (format := job.format_of("backbone")) is not None:
         cfg.model.backbone.format = format
     counts = check_data(job)
-    LazyConfig.save(cfg, str(job.folder / "config.yaml"))
     seed_all(job.run.seed, 0)
     model = instantiate(cfg.model).to(cfg.train.device)
-    audit = write_audit(job, model)
+    audit = {}
+    if distributed.is_main():
+        LazyConfig.save(cfg, str(job.folder / "config.yaml"))
+        audit = write_audit(job, model)
     measured = train(job, cfg, model)
     results = evaluate(job, cfg, model)
+    if not distributed.is_main():
+        return Outcome(metrics={})
     buffer = io.BytesIO()
     torch.save({"model": model.state_dict()}, buffer)
     write_atomically(job.folder / MODEL_FILE, buffer.getvalue(), durable=True)
@@ -72,7 +78,14 @@ def run(job: Job) -> Outcome:
         checkpoint=MODEL_FILE,
         pictures=(picture(job, cfg, model),),
         images_per_second=measured.get("images_per_second"),
-        facts={**budget(job), **counts, **audit, **measured, "per_class": per_class(results)},
+        data_time_share=measured.get("data_time_share"),
+        facts={
+            **budget(job, cfg, counts["trained_images"]),
+            **counts,
+            **audit,
+            **measured,
+            "per_class": per_class(results),
+        },
     )
 
 
@@ -91,15 +104,25 @@ def check_data(job: Job) -> dict[str, int]:
             f"{train.json} and {val.json} name different categories "
             f"({', '.join(train.classes)} and {', '.join(val.classes)}); they must be the same"
         )
-    contents = {split: json.loads(files.json.read_text()) for split, files in splits.items()}
-    if not contents["val"]["annotations"]:
+    found = {split: contents(files.json) for split, files in splits.items()}
+    if not found["val"].annotations:
         raise UserError(f"{val.json} has no annotations, so nothing can be scored")
-    return {f"{split}_images": len(content["images"]) for split, content in contents.items()}
+    return {
+        "train_images": found["train"].images,
+        "trained_images": found["train"].annotated,
+        "val_images": found["val"].images,
+    }
 
 
-def budget(job: Job) -> dict[str, int]:
-    """How long the training is."""
-    return {key: job.recipe["solver"][key] for key in ("iterations", "batch_size")}
+def budget(job: Job, cfg: DictConfig, images: int) -> dict[str, object]:
+    """How long the training is, and at which size, for the record."""
+    batch = job.recipe["solver"]["batch_size"]
+    return {
+        "iterations": cfg.train.max_iter,
+        "batch_size": batch,
+        "epochs": cfg.train.max_iter * batch / images,
+        "image_size": cfg.model.backbone.square_pad,
+    }
 
 
 def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
@@ -116,7 +139,7 @@ def write_audit(job: Job, model: nn.Module) -> dict[str, object]:
         encoder,
         solver["weight_decay"],
         solver["layer_decay"],
-        solver.get("decay_rule", DEFAULT_RULE),
+        solver["decay_rule"],
     )
     write_rules(rules, job.folder / "parameters.csv")
     return {

@@ -1,11 +1,12 @@
-"""A recipe as detectron2's LazyConfig: Mask R-CNN, loaders, optimizer, schedule.
+"""A recipe as detectron2's LazyConfig: model, loaders, optimizer, schedule.
 
-Source: arXiv:2111.11429 (Li et al.), which arXiv:2111.06377 A.3 refers to; whatever it leaves open
-is detectron2's default.
+Source: arXiv:2111.11429 (Li et al.), which arXiv:2111.06377 A.3 refers to, and arXiv:2203.16527
+(ViTDet); whatever they leave open is detectron2's default.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -19,32 +20,31 @@ from torch import nn
 
 # Before detectron2: it restores names that detectron2 reads.
 from backbones import detectron2 as adapter  # isort: skip
-from detectron2 import modeling
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.roi_heads import (
-    FastRCNNConvFCHead,
-    FastRCNNOutputLayers,
-    MaskRCNNConvUpsampleHead,
-    StandardROIHeads,
-)
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 
-from backbones.groups import DEFAULT_RULE, parameter_groups, parameter_rules
-from mae_bench.errors import UserError
-from tasks.detection.data import evaluator, num_classes, test_loader, train_loader
+from backbones.groups import parameter_groups, parameter_rules
+from mae_bench.errors import UserError, unknown
+from tasks.detection.data import (
+    evaluator,
+    num_classes,
+    num_train_images,
+    test_loader,
+    train_loader,
+    typical_side,
+)
+from tasks.detection.model import detector
+from tasks.engine import duration
+from tasks.engine.acceleration import PRECISIONS
 
-# ImageNet's, in RGB on 0..255, as in pretraining.
-PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 LOG_EVERY = 10
+# An image size that follows the data: a multiple of every stride, and no larger than is needed to
+# see what there is in most photographs.
+SIDE_STEP, SMALLEST_SIDE, LARGEST_SIDE = 32, 96, 512
+# Where ViTDet's lr falls: after iterations 163889 and 177546 of 184375.
+MILESTONES = (8 / 9, 26 / 27)
 
 
 def lazy_config(
@@ -72,28 +72,35 @@ def lazy_config(
     variables = ("MAE_BENCH_DATA_ROOT", "DETECTRON2_DATASETS")
     root = str(data_root or next(filter(None, map(os.getenv, variables)), "datasets"))
     where = dict(dataset=dataset, data_root=root)
-    solver = recipe["solver"]
-    if solver["amp"] not in {None, "bfloat16"}:
-        raise UserError(f"solver.amp={solver['amp']!r} is not known: None, bfloat16")
+    recipe, solver = sized(recipe, dataset, root), recipe["solver"]
+    if solver["amp"] not in {None, *PRECISIONS}:
+        raise unknown("precision in solver.amp", str(solver["amp"]), [*PRECISIONS, "none"])
     groups = L(optimizer_groups)(
         lr=solver["lr"],
         weight_decay=solver["weight_decay"],
         layer_decay=solver["layer_decay"],
-        decay_rule=solver.get("decay_rule", DEFAULT_RULE),
+        decay_rule=solver["decay_rule"],
     )
+    total, warmup = steps(solver, dataset, root)
     return {
-        "model": _model(recipe, backbone, checkpoint, L(num_classes)(**where)),
+        "model": detector(recipe, backbone, checkpoint, L(num_classes)(**where)),
         "dataloader": _dataloader(recipe, where, seed),
+        # Betas of 0.9 and 0.999 are torch's default and every protocol's.
         "optimizer": L(torch.optim.AdamW)(params=groups, lr=solver["lr"], fused=True),
-        "lr_multiplier": _schedule(solver),
+        "lr_multiplier": _schedule(solver["schedule"], total, warmup),
         "train": DictConfig({
             "output_dir": "./output",
             "init_checkpoint": "",
-            "max_iter": solver["iterations"],
+            "max_iter": total,
+            # detectron2's own tool knows fp16 only; `tasks.detection.training` obeys solver.amp.
             "amp": {"enabled": solver["amp"] is not None},
-            "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
+            "ddp": {
+                "broadcast_buffers": False,
+                "find_unused_parameters": False,
+                "fp16_compression": solver["fp16_compression"],
+            },
             "checkpointer": {"period": solver["save_every"], "max_to_keep": 2},
-            "eval_period": solver["iterations"],
+            "eval_period": total,
             "log_period": LOG_EVERY,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "seed": seed,
@@ -101,12 +108,41 @@ def lazy_config(
     }
 
 
+def sized(recipe: Mapping[str, Any], dataset: str, data_root: str | Path) -> dict[str, Any]:
+    """The recipe with an image size: one of None becomes that of the training images."""
+    filled = copy.deepcopy(dict(recipe))
+    if filled["data"]["image_size"] is None:
+        side = math.ceil(typical_side(dataset, data_root) / SIDE_STEP) * SIDE_STEP
+        filled["data"]["image_size"] = min(max(side, SMALLEST_SIDE), LARGEST_SIDE)
+    return filled
+
+
+def steps(solver: Mapping[str, Any], dataset: str, data_root: str | Path) -> tuple[int, int]:
+    """Steps of the training and of its warm-up, from epochs where iterations are None.
+
+    An epoch is a pass over the training images that have annotations, the others are never seen.
+
+    Raises:
+        UserError: a warm-up that leaves nothing of the training.
+    """
+    from_epochs = None in (solver["iterations"], solver["warmup_iterations"])
+    images = num_train_images(dataset, data_root) if from_epochs else 0
+    total, warmup = duration(solver, images)
+    if warmup >= total:
+        unit = "iterations" if solver["warmup_iterations"] is not None else "epochs"
+        raise UserError(
+            f"solver.warmup_{unit}={solver[f'warmup_{unit}']} leaves nothing of a training of "
+            f"{total} iterations; set it lower, or train longer"
+        )
+    return total, warmup
+
+
 def optimizer_groups(
     model: nn.Module,
     lr: float,
     weight_decay: float,
     layer_decay: float,
-    decay_rule: str = DEFAULT_RULE,
+    decay_rule: str,
 ) -> list[dict[str, Any]]:
     """Parameter groups of `backbones.groups` for a detector."""
     encoder = adapter.encoder_of(model.backbone)
@@ -114,38 +150,39 @@ def optimizer_groups(
     return parameter_groups(model, rules, lr)
 
 
-def _schedule(solver: Mapping[str, Any]) -> DictConfig:
-    total, warmup = solver["iterations"], solver["warmup_iterations"]
-    if warmup >= total:
-        raise UserError(
-            f"solver.warmup_iterations={warmup} leaves nothing of solver.iterations={total}; "
-            f"set it below {total}"
-        )
-    if solver["schedule"] == "cosine":
+def _schedule(name: str, total: int, warmup: int) -> DictConfig:
+    """Factor of the lr: linear warm-up from a thousandth, then half a cosine or two steps down."""
+    if name == "cosine":
         after = L(CosineParamScheduler)(start_value=1.0, end_value=0.0)
-    elif solver["schedule"] == "step":  # ViTDet's milestones, as shares of the training
-        milestones = [round(total * share) for share in (0.889, 0.963)]
+    elif name == "step":
         after = L(MultiStepParamScheduler)(
-            values=[1.0, 0.1, 0.01], milestones=milestones, num_updates=total
+            values=[1.0, 0.1, 0.01],
+            milestones=[round(total * share) for share in MILESTONES],
+            num_updates=total,
         )
     else:
-        raise UserError(f"solver.schedule={solver['schedule']!r} is not known: cosine, step")
+        raise unknown("solver.schedule", str(name), ("cosine", "step"))
     return L(WarmupParamScheduler)(
         scheduler=after, warmup_length=warmup / total, warmup_factor=0.001
     )
 
 
 def large_scale_jitter(
-    size: int, min_scale: float, max_scale: float, flip: float
+    size: int, min_scale: float, max_scale: float, flip: float, pad_value: float | None = 128.0
 ) -> list[T.Augmentation]:
     """Flip, scale an image against a box of `size` px, crop or pad it to that box.
 
+    Args:
+        pad_value: of the pixels beside the image; None leaves the padding to the model, which pads
+            with zeros after normalisation, the mean colour (ViTDet).
+
     Source: arXiv:2012.07177; detectron2 configs/common/data/coco_panoptic_separated.py.
     """
+    pad = dict(pad=False) if pad_value is None else dict(pad_value=pad_value)
     return [
         T.RandomFlip(prob=flip),
         T.ResizeScale(min_scale, max_scale, size, size),
-        T.FixedSizeCrop((size, size)),
+        T.FixedSizeCrop((size, size), **pad),
     ]
 
 
@@ -156,6 +193,7 @@ def _dataloader(recipe: Mapping[str, Any], where: Mapping[str, str], seed: int) 
         min_scale=settings["min_scale"],
         max_scale=settings["max_scale"],
         flip=settings["flip"],
+        pad_value=settings["pad_value"],
     )
     whole = [L(T.ResizeShortestEdge)(short_edge_length=size, max_size=size)]
     masks = dict(use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=True)
@@ -180,108 +218,4 @@ def _dataloader(recipe: Mapping[str, Any], where: Mapping[str, str], seed: int) 
             "evaluator": L(evaluator)(**where),
         },
         flags={"allow_objects": True},
-    )
-
-
-def _model(
-    recipe: Mapping[str, Any],
-    backbone: str,
-    checkpoint: str | Path | None,
-    classes: DictConfig,
-) -> DictConfig:
-    model, strides = recipe["model"], list(recipe["model"]["strides"])
-    levels = strides + ([2 * strides[-1]] if model["top_level"] else [])
-    return L(modeling.GeneralizedRCNN)(
-        backbone=L(adapter.vit_fpn)(
-            name=backbone,
-            strides=strides,
-            checkpoint=checkpoint and str(checkpoint),
-            out_channels=model["fpn_channels"],
-            norm=model["fpn_norm"],
-            top_level=model["top_level"],
-            square_pad=recipe["data"]["image_size"],
-            drop_path_rate=model["drop_path"],
-        ),
-        proposal_generator=_proposals(model, levels),
-        roi_heads=_roi_heads(model, recipe["test"], strides, classes),
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
-        input_format="RGB",
-    )
-
-
-def _proposals(model: Mapping[str, Any], strides: list[int]) -> DictConfig:
-    channels, ratios = model["fpn_channels"], list(model["aspect_ratios"])
-    return L(RPN)(
-        in_features=[adapter.level_name(stride) for stride in strides],
-        head=L(StandardRPNHead)(
-            in_channels=channels, num_anchors=len(ratios), conv_dims=[-1] * model["rpn_convs"]
-        ),
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=[[size] for size in model["anchor_sizes"]],
-            aspect_ratios=ratios,
-            strides=strides,
-            offset=0.0,
-        ),
-        anchor_matcher=L(Matcher)(
-            thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True
-        ),
-        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-        batch_size_per_image=model["rpn_samples"],
-        positive_fraction=0.5,
-        pre_nms_topk=[model["pre_nms"]] * 2,
-        post_nms_topk=[model["post_nms"]] * 2,
-        nms_thresh=0.7,
-    )
-
-
-def _roi_heads(
-    model: Mapping[str, Any], test: Mapping[str, Any], strides: list[int], classes: DictConfig
-) -> DictConfig:
-    channels, norm = model["fpn_channels"], model["head_norm"]
-    features = [adapter.level_name(stride) for stride in strides]
-
-    def pooled(size: int) -> dict[str, DictConfig]:
-        pooler = L(ROIPooler)(
-            output_size=size,
-            scales=[1 / stride for stride in strides],
-            sampling_ratio=0,
-            pooler_type="ROIAlignV2",
-            canonical_box_size=model["roi_canonical_size"],
-            canonical_level=int(math.log2(strides[-1])),
-        )
-        return dict(pooler=pooler, shape=L(ShapeSpec)(channels=channels, height=size, width=size))
-
-    box, mask = pooled(model["box_resolution"]), pooled(model["mask_resolution"])
-    return L(StandardROIHeads)(
-        num_classes=classes,
-        batch_size_per_image=model["roi_samples"],
-        positive_fraction=0.25,
-        proposal_matcher=L(Matcher)(
-            thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
-        ),
-        box_in_features=features,
-        box_pooler=box["pooler"],
-        box_head=L(FastRCNNConvFCHead)(
-            input_shape=box["shape"],
-            conv_dims=[channels] * model["box_convs"],
-            fc_dims=[model["box_fc"]],
-            conv_norm=norm,
-        ),
-        box_predictor=L(FastRCNNOutputLayers)(
-            input_shape=L(ShapeSpec)(channels=model["box_fc"]),
-            box2box_transform=L(Box2BoxTransform)(weights=[10.0, 10.0, 5.0, 5.0]),
-            num_classes=classes,
-            test_score_thresh=test["score_threshold"],
-            test_nms_thresh=test["nms"],
-            test_topk_per_image=test["detections_per_image"],
-        ),
-        mask_in_features=features,
-        mask_pooler=mask["pooler"],
-        mask_head=L(MaskRCNNConvUpsampleHead)(
-            input_shape=mask["shape"],
-            num_classes=classes,
-            conv_dims=[channels] * (model["mask_convs"] + 1),
-            conv_norm=norm,
-        ),
     )

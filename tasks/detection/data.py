@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pycocotools.mask
@@ -18,9 +22,13 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import COCOEvaluator
 
 from mae_bench.errors import UserError
+from tasks import distributed
 from tasks.data import coco_split, prepare
 from tasks.data.formats import CocoSplit
 from tasks.engine import PositionSampler, PositionSeeded
+
+# Training images with annotations as published, to compose a config where the data is not.
+PUBLISHED_TRAIN_IMAGES = {"coco": 117_266}
 
 
 def register(dataset: str, data_root: str | Path, split: str) -> str:
@@ -38,6 +46,53 @@ def register(dataset: str, data_root: str | Path, split: str) -> str:
 def num_classes(dataset: str, data_root: str | Path) -> int:
     """How many categories the training split names."""
     return len(_split(dataset, data_root, "train").classes)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an annotation file counts.
+
+    Attributes:
+        images: all; `annotated`: those with an object that is not a crowd.
+        annotations: all.
+        side: median of the images' longer sides, in pixels.
+    """
+
+    images: int
+    annotated: int
+    annotations: int
+    side: float
+
+
+def contents(path: Path) -> Contents:
+    """Count an annotation file; COCO's takes seconds to read, so each is read once."""
+    state = path.stat()
+    return _contents(path, (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=8)
+def _contents(path: Path, version: tuple[int, int]) -> Contents:
+    content = json.loads(path.read_text())
+    images, annotations = content["images"], content["annotations"]
+    objects = (item for item in annotations if not item.get("iscrowd", 0))
+    annotated = {item["image_id"] for item in objects} & {image["id"] for image in images}
+    side = median([max(image["height"], image["width"]) for image in images] or [0])
+    return Contents(len(images), len(annotated), len(annotations), side)
+
+
+def num_train_images(dataset: str, data_root: str | Path) -> int:
+    """Training images with annotations; of a public set that is not there, as published."""
+    try:
+        return contents(_split(dataset, data_root, "train").json).annotated
+    except UserError:
+        if dataset in PUBLISHED_TRAIN_IMAGES:
+            return PUBLISHED_TRAIN_IMAGES[dataset]
+        raise
+
+
+def typical_side(dataset: str, data_root: str | Path) -> float:
+    """Median of the training images' longer sides, in pixels."""
+    return contents(_split(dataset, data_root, "train").json).side
 
 
 def _split(dataset: str, data_root: str | Path, split: str) -> CocoSplit:
@@ -59,8 +114,11 @@ def train_loader(
 ) -> DataLoader:
     """Endless batches of mapped images that have annotations, the same for any `num_workers`.
 
+    Of several processes each gets its share of every batch.
+
     Args:
-        start: samples already seen.
+        batch_size: of all processes together.
+        start: samples already seen, by all processes together.
 
     Raises:
         UserError: fewer images with annotations than one batch holds.
@@ -72,12 +130,13 @@ def train_loader(
             f"annotations; set solver.batch_size to at most {len(records)}"
         )
     images = DatasetFromList([_with_rle(record) for record in records], copy=False)
-    sampler = PositionSampler(len(records), seed)
-    sampler.skip(start)
+    rank, world = distributed.rank(), distributed.world_size()
+    sampler = PositionSampler(len(records), seed, batch_size, rank, world)
+    sampler.skip(start // world)
     # Not detectron2's own: that gives another order for another number of workers.
     return DataLoader(
         PositionSeeded(MapDataset(images, mapper), seed),
-        batch_size=batch_size,
+        batch_size=batch_size // world,
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
