@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from tiny_training import Noisy, Small, in_processes, job_in, train_in
+from tiny_training import Average, Noisy, Small, in_processes, job_in, train_in
 
 from mae_bench.errors import UserError
 from mae_bench.job import PREVIOUS_STATE_FILE, STATE_FILE, Stopped
@@ -157,7 +157,7 @@ def test_asked_to_stop_it_saves_and_stops(tmp_path):
     model, job = Small(), job_in(tmp_path)
     job.should_stop = lambda: model.calls == 2
     with pytest.raises(Stopped):
-        engine.fit(job, model, None, Noisy())
+        engine.fit(job, model, None, Noisy(), hooks=[Average(model)])
     assert read(tmp_path / STATE_FILE)["step"] == 2
     model, _ = train_in(tmp_path)
     assert model.calls == 4

@@ -101,6 +101,9 @@ def test_another_type_is_refused(key: str, value: object) -> None:
 @pytest.mark.parametrize("key", ["solver.iterations", "solver.batch_size", "solver.save_every"])
 @pytest.mark.parametrize("name", list_recipes())
 def test_what_no_training_can_do_is_refused(name: str, key: str, value: object) -> None:
+    if key not in keys(load_recipe(name)):
+        assert name.endswith("wallclock"), "only what is merely timed saves nothing"
+        return
     with pytest.raises(UserError, match=rf"override {key}={value} of recipe {name}.* is needed"):
         load_recipe(name, {key: value})
 
