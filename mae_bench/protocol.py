@@ -18,7 +18,7 @@ counterpart, so that our side is read from what was run and never typed:
     }
 
 Left out (or None) means: not stated. A value that depends on init or backbone is a mapping from a
-glob over either to the value; the first that matches counts.
+glob over either to the value; the first that matches counts, and may be such a mapping again.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _pick(value: Any, names: tuple[str, ...]) -> Any:
     if not isinstance(value, Mapping):
         return value
     fits = (found for glob, found in value.items() if any(fnmatchcase(n, glob) for n in names))
-    return next(fits, None)
+    return _pick(next(fits, None), names)
 
 
 def _same(ours: Any, stated: Any) -> bool:
