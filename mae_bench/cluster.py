@@ -179,6 +179,15 @@ def ended(job_ids: Iterable[str]) -> dict[str, JobState]:
     return {job: JobState(state.split(" ")[0]) for job, state in rows}
 
 
+def is_running(job_id: str) -> bool:
+    """Whether SLURM has a job down as running; no longer once it is cancelled."""
+    try:
+        state = _ask("squeue", "--noheader", f"--jobs={job_id}", "--format=%T")
+    except (UserError, OSError):
+        return False
+    return state.strip() == "RUNNING"
+
+
 def cancel(job_ids: Sequence[str]) -> None:
     """Cancel jobs; those that are over already do no harm."""
     if job_ids:

@@ -58,7 +58,7 @@ class RunInJob(Checkpointable):
         try:
             record = self.work(self.planned, self.site)
         except TryAgain:
-            cluster.requeue(os.environ["SLURM_JOB_ID"])
+            cluster.requeue(JobEnvironment().job_id)
             raise
         finally:
             signal.alarm(0)
@@ -98,7 +98,7 @@ def _stop_on_notice(grace_seconds: int) -> Callable[[], None]:
     most of the time there is: it then continues from what it saved before.
 
     Returns:
-        what requeues the job, if there was a notice.
+        what requeues the job if there was a notice, or if it is to make place for another.
     """
     requeue: Any = signal.getsignal(NOTICE)
     noticed = False
@@ -111,7 +111,18 @@ def _stop_on_notice(grace_seconds: int) -> Callable[[], None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(NOTICE, notice)
-    return lambda: requeue(NOTICE, None) if noticed else None
+    return lambda: requeue(NOTICE, None) if noticed else _requeue_if_preempted()
+
+
+def _requeue_if_preempted() -> None:
+    """Requeue a job that SLURM has asked to end before it takes its place away.
+
+    SLURM would do so at the end of the grace time, but a run that stops sooner would count as
+    failed. scancel asks in the same way; then the job is not running any more.
+    """
+    job = JobEnvironment().job_id
+    if cluster.is_running(job):
+        cluster.requeue(job)
 
 
 def _take_rank() -> None:

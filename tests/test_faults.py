@@ -60,9 +60,10 @@ def outcomes(work_dir: Path) -> dict[str, str]:
     """Run id -> all that the run measured but for its speed, and the hash of its weights."""
     found = {}
     for run_id, record in Workspace(work_dir / "work").records().items():
-        outcome = record.outcome.model_dump(mode="json", exclude={"images_per_second"})
-        for timed in ("data_time_share", "peak_memory_mb"):
-            outcome["facts"].pop(timed, None)
+        timed = {"images_per_second", "data_time_share"}
+        outcome = record.outcome.model_dump(mode="json", exclude=timed)
+        for name in (*timed, "peak_memory_mb", "hint"):
+            outcome["facts"].pop(name, None)
         found[run_id] = json.dumps([outcome, record.checkpoint_sha256], sort_keys=True)
     return found
 

@@ -43,6 +43,8 @@ def slurm() -> Iterator[None]:
     try:
         with slurm_cluster.slurm():
             yield
+        # Where sbatch is not told better, it leaves the output of a job here.
+        assert not list(Path.cwd().glob("slurm-*.out"))
     except slurm_cluster.NoSlurm as reason:
         pytest.skip(f"no real SLURM to test against: {reason}")
     finally:
@@ -187,6 +189,22 @@ def test_leaving_coming_back_and_scancel(overdue, tmp_path) -> None:
     draws = [random.Random(f"0 {step}").random() for step in range(60)]
     score = workspace.record(long.run.id).outcome.metrics["score"].value
     assert score == pytest.approx(sum(draws), rel=1e-12)
+
+
+def test_a_preempted_run_is_requeued_and_continues(slurm, tmp_path) -> None:
+    slow = fake_run("slow", steps=80, seconds=0.1)
+    after = fake_run("after", needs=(slow,))
+    plan, workspace = fake_plan(slow, after), Workspace(tmp_path)
+    submit(plan, tmp_path, detach=True)
+    wait_for(lambda: workspace.progress(slow.run.id).get("step", 0) > 5)
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--nodes=2", "--wrap=sleep 1"]
+    subprocess.run([*urgent, f"--output={tmp_path}/urgent.log"], check=True)
+    submit(plan, tmp_path)
+    assert states(plan, tmp_path) == {"slow": "ok", "after": "ok"}
+    log = (workspace.folder(slow.run.id) / "log.txt").read_text()
+    assert log.count("started") == 2 and "stopped, to be continued" in log
+    steps = (workspace.folder(slow.run.id) / "steps.txt").read_text().split()
+    assert steps == [str(step) for step in range(80)]
 
 
 def test_what_slurm_refuses(slurm, tmp_path) -> None:
