@@ -12,7 +12,7 @@ from backbones.formats import FORMATS
 from backbones.signatures import kind_of
 from mae_bench.errors import UserError, unknown
 from mae_bench.hashing import known_sha256
-from mae_bench.recipes import CONFIGS, keys, load_recipe
+from mae_bench.recipes import CONFIGS, load_recipe, recipe_keys
 from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
 from mae_bench.selection import Cell, CellKey, select
 from tasks import TASK_VERSIONS, TASKS, WITHOUT_WEIGHTS, data
@@ -369,7 +369,7 @@ class Planner:
         self, task: str, recipe: str, fixed: Mapping[str, Any], backbone: str, init: str
     ) -> dict[str, Any]:
         """Resolve a recipe: smoke first, then the user's overrides, then what makes the init."""
-        has = set(keys(load_recipe(recipe)))
+        has = recipe_keys(recipe)
         self._known_keys |= has
         chosen = {}
         for given, value in self._overrides.items():

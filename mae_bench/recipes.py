@@ -133,6 +133,12 @@ def _holds(conditions: Mapping[str, str], facts: Mapping[str, str]) -> bool:
     return all(fnmatchcase(facts[name], pattern) for name, pattern in conditions.items())
 
 
+@cache
+def recipe_keys(name: str) -> frozenset[str]:
+    """Return every dotted key of the recipe of this name."""
+    return frozenset(keys(_literals(name)["recipe"]))
+
+
 def keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a recipe."""
     for key, value in values.items():

@@ -65,7 +65,9 @@ def run(request: Request, options: Options) -> bool:
     plan.check_data()
     workspace.check()
     ids = [planned.run.id for planned in plan.runs]
-    missing = any(state != "ok" for state in workspace.states(plan).values())
+    records = workspace.records(ids)
+    states = workspace.states(plan, records)
+    missing = any(state != "ok" for state in states.values())
     if missing or options.force:
         options.launch.require()
     if missing or options.force or not workspace.root.exists():
@@ -81,15 +83,16 @@ def run(request: Request, options: Options) -> bool:
             console.print(Text(line), soft_wrap=True)
         if options.launch.detach:
             return True
-    records = workspace.records(ids)
+        records = workspace.records(ids)
+        states = workspace.states(plan, records)
     if plan.asked:
-        return _show_runs(plan, workspace, records, console)
-    results = _results(plan, workspace, records)
+        return _show_runs(plan, workspace, records, states, console)
+    results = aggregate(plan.tables, plan.scale, plan.cells, records, states)
     console.print(terminal.render(results))
     if options.out:
         pages = write_report(results, records, options.out, work_dir=options.work_dir)
         console.print(Text(f"report: {pages[0]}"))
-    _show_failures(plan, workspace, records, console)
+    _show_failures(workspace, records, states, console)
     return all(_is_there(result) for result in results)
 
 
@@ -102,7 +105,8 @@ def report(request: Request, workspace: Workspace, out: Path, formats: Iterable[
             "run `mae-bench reproduce TABLE` first"
         )
     records = workspace.records(planned.run.id for planned in plan.runs)
-    results = _results(plan, workspace, records)
+    states = workspace.states(plan, records)
+    results = aggregate(plan.tables, plan.scale, plan.cells, records, states)
     return write_report(results, records, out, formats, work_dir=workspace.root)
 
 
@@ -127,18 +131,17 @@ def _train(request: Request, plan: Plan, options: Options) -> list[str]:
         return options.launch.execute(plan, site, board, done, seconds, memory)
 
 
-def _results(plan: Plan, workspace: Workspace, records: dict[str, Record]) -> list[TableResult]:
-    states = workspace.states(plan, records)
-    return aggregate(plan.tables, plan.scale, plan.cells, records, states)
-
-
 def _is_there(result: TableResult) -> bool:
     cells = [cell for row in result.rows for cell in row.cells if cell.seeds]
     return all(cell.complete or cell.not_available for cell in cells)
 
 
 def _show_runs(
-    plan: Plan, workspace: Workspace, records: dict[str, Record], console: Console
+    plan: Plan,
+    workspace: Workspace,
+    records: dict[str, Record],
+    states: dict[str, str],
+    console: Console,
 ) -> bool:
     good = True
     for run_id in plan.asked:
@@ -151,14 +154,14 @@ def _show_runs(
             console.print(Text(f"  {name} {metric.value:.2f} {metric.unit}"))
         if record.outcome.checkpoint:
             console.print(Text(f"  {workspace.folder(run_id) / record.outcome.checkpoint}"))
-    _show_failures(plan, workspace, records, console)
+    _show_failures(workspace, records, states, console)
     return good
 
 
 def _show_failures(
-    plan: Plan, workspace: Workspace, records: dict[str, Record], console: Console
+    workspace: Workspace, records: dict[str, Record], states: dict[str, str], console: Console
 ) -> None:
-    for run_id, state in workspace.states(plan, records).items():
+    for run_id, state in states.items():
         if state.startswith("failed"):
             label = records[run_id].run.label
             log = workspace.folder(run_id) / "log.txt"
