@@ -239,7 +239,9 @@ def _start_neutral(fitted: Fitted, expected: Mapping[str, Tensor]) -> None:
     for name in expected.keys() - fitted.weights.keys():
         part = part_of(name)
         neutral = NEUTRAL.get(part)
-        if part == "norm":
+        if name == "pos_embed":
+            neutral, part = 0.0, name  # by itself: most files have a class token
+        elif part == "norm":
             # Files of classifiers have a norm after pooling instead; detectors have none.
             neutral = float(name.endswith("weight"))
         if neutral is None or part in present or not (expected[name] == neutral).all():

@@ -47,6 +47,17 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)
 
 
+def pad_to_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Pad (B, C, H, W) with zeros below and right to whole patches, as detectron2 pads images.
+
+    Zeros are the mean colour, images being normalised.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        images = F.pad(images, (0, -width % patch_size, 0, -height % patch_size))
+    return images
+
+
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
     """Inverse of `patchify` for a grid of (h, w) patches: (B, L, p*p*C) -> (B, C, H, W)."""
     h, w = grid

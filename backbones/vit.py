@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.attention import Attention
 from backbones.cpu_training import LeanMlp
-from backbones.patches import PatchEmbed, patchify, take, unpatchify  # noqa: F401 (for importers)
+from backbones.patches import PatchEmbed, pad_to_patches, patchify, take, unpatchify  # noqa: F401
 from backbones.positions import (
     CLASS_ROWS,
     Grid,
@@ -98,7 +98,8 @@ class VisionTransformer(nn.Module):
             inputs of any other size have it resampled on the fly.
         drop_path_rate: of the last block, growing linearly from 0 at the first.
         positions: absolute ones: "sincos" (MAE), "sincos-moco" (MoCo v3: halves exchanged),
-            "learned" (DeiT, BEiT's variant), or None. `pos_embed` always has the class token's row.
+            "learned" (DeiT, BEiT's variant), "zeros" (learned from nothing on: for files without
+            any), or None. `pos_embed` always has the class token's row.
         distilled: DeiT's second token, `dist_token`, with a row of its own in `pos_embed`.
         class_token: False leaves the token (not its position) out; None does so where attention is
             in windows or relative positions are decomposed, which have no place for it.
@@ -154,7 +155,7 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: bool = False,
     ):
         super().__init__()
-        _check("positions", positions, ("sincos", "sincos-moco", "learned", None))
+        _check("positions", positions, ("sincos", "sincos-moco", "learned", "zeros", None))
         _check(
             "relative_positions", relative_positions, ("shared", "per-block", "decomposed", None)
         )
@@ -208,7 +209,7 @@ class VisionTransformer(nn.Module):
         table = sincos_positions(self.embed_dim, self.grid, rows_first=kind == "sincos-moco")
         if self.dist_token is not None:
             table = torch.cat([table[:, :1], table], dim=1)
-        return nn.Parameter(table)
+        return nn.Parameter(torch.zeros_like(table) if kind == "zeros" else table)
 
     def _initialise_tokens(self, positions: str | None) -> None:
         if self.cls_token is not None:
@@ -265,9 +266,12 @@ class VisionTransformer(nn.Module):
     def forward_maps(self, images: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """Feature maps after the blocks in `taps` (0-based), each (B, D, h, w), without a norm.
 
+        Images of any size are padded below and right to whole patches.
+
         Raises:
-            UserError: sides that are no multiple of the patch size (or, unpadded, of the window).
+            UserError: a grid that is no multiple of the windows, without `window_pad`.
         """
+        images = pad_to_patches(images, self.patch_size)
         grid, maps = self.grid_of(images), []
         for index, x in enumerate(self._run(self.embed(images), grid, max(taps) + 1)):
             if index in taps:
