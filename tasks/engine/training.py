@@ -161,7 +161,7 @@ def _measured(clock: Clock, batch_size: int, facts: dict[str, object]) -> Traine
         print(clock.hint)
     rate = clock.steps * batch_size / clock.seconds if clock.steps else None
     told = {name: value for name, value in facts.items() if value is not None}
-    return Trained(rate, clock.data_share, {"data_time_share": clock.data_share, **told})
+    return Trained(rate, clock.data_share, told)
 
 
 def _broken(dataset: Dataset) -> list[str] | None:

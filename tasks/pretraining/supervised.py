@@ -90,5 +90,6 @@ def run(job: Job) -> Outcome:
         metrics=metrics,
         checkpoint="backbone.safetensors",
         images_per_second=trained.images_per_second,
+        data_time_share=trained.data_time_share,
         facts=engine.pretraining_facts(job, encoder, train_set, trained),
     )

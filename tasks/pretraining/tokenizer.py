@@ -244,6 +244,7 @@ def run(job: Job) -> Outcome:
         checkpoint="tokenizer.safetensors",
         pictures=(picture,),
         images_per_second=trained.images_per_second,
+        data_time_share=trained.data_time_share,
         facts={
             "parameters": sum(p.numel() for p in tokenizer.parameters()),
             "training_images": len(train_set),

@@ -66,6 +66,7 @@ def run(job: Job) -> Outcome:
         checkpoint="backbone.safetensors",
         pictures=_pictures(job, mae),
         images_per_second=trained.images_per_second,
+        data_time_share=trained.data_time_share,
         facts=facts,
     )
 

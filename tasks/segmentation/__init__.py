@@ -79,9 +79,9 @@ def run(job: Job) -> Outcome:
         checkpoint="segmentor.pth",
         pictures=(Picture(path="segmentation.png", caption="Image, truth, prediction, errors"),),
         images_per_second=trained.images_per_second,
+        data_time_share=trained.data_time_share,
         facts={
             **facts,
-            "data_time_share": trained.data_time_share,
             "iou_per_class": dict(zip(validation.metainfo["classes"], scores.iou, strict=True)),
         },
     )
