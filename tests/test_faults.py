@@ -64,7 +64,8 @@ def outcomes(work_dir: Path) -> dict[str, str]:
         outcome = record.outcome.model_dump(mode="json", exclude=timed)
         for name in (*timed, "peak_memory_mb", "hint"):
             outcome["facts"].pop(name, None)
-        found[run_id] = json.dumps([outcome, record.checkpoint_sha256], sort_keys=True)
+        text = json.dumps([outcome, record.checkpoint_sha256], sort_keys=True)
+        found[run_id] = text.replace(str(work_dir), "")
     return found
 
 
