@@ -196,6 +196,7 @@ def _disk(run: Run) -> tuple[int | None, int | None]:
     whole, encoder = model.whole.parameters, model.encoder.parameters
     kept = {
         "classification": 0.0,
+        "frozen": 0.0,
         "supervised": encoder,
         "pretraining": encoder + whole,
     }.get(run.task, whole)

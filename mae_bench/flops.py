@@ -95,7 +95,8 @@ def training_images(run: Run) -> float | None:
     if solver.get("iterations") is not None:
         return float(solver["iterations"] * solver["batch_size"])
     size = NUM_TRAIN.get(run.dataset)
-    return None if size is None else float(solver["epochs"] * size)
+    # Without either, each image is seen once (frozen features).
+    return None if size is None else float(solver.get("epochs", 1) * size)
 
 
 def _layer(positions: float, fan_in: float, fan_out: float, kernel: int = 1) -> Work:
@@ -156,10 +157,20 @@ def _wallclock(
 def _classification(
     architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Model:
-    encoder = _encoder(architecture, data["image_size"] // architecture.patch_size)
+    grid, blocks = data["image_size"] // architecture.patch_size, model.get("trained_blocks")
+    encoder = _encoder(architecture, grid)
     if model.get("frozen", False):
         encoder = encoder.without_gradient()
+    elif blocks is not None:
+        trained = _blocks(1 + grid**2, architecture.embed_dim, 1).trained * blocks
+        encoder = Work(trained, encoder.trained - trained, encoder.parameters)
     return Model(encoder, encoder + _layer(1, architecture.embed_dim, CLASSES))
+
+
+def _frozen(architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]) -> Model:
+    grid = data["image_size"] // architecture.patch_size
+    encoder = _encoder(architecture, grid).without_gradient()
+    return Model(encoder, encoder)
 
 
 def _tokenizer(
@@ -250,6 +261,7 @@ FORMULAS: dict[str, Callable[[Architecture, Any, Any], Model]] = {
     "wallclock": _wallclock,
     "supervised": _classification,
     "classification": _classification,
+    "frozen": _frozen,
     "detection": _detection,
     "segmentation": _segmentation,
 }

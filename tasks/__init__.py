@@ -15,6 +15,7 @@ TASKS = Registry(
         "wallclock": "tasks.pretraining.wallclock:run",
         "supervised": "tasks.pretraining.supervised:run",
         "classification": "tasks.classification:run",
+        "frozen": "tasks.classification.frozen:run",
         "detection": "tasks.detection:run",
         "segmentation": "tasks.segmentation:run",
     },

@@ -4,6 +4,7 @@
 """
 
 from mae_bench.job import STATE_FILE
+from tasks.engine.acceleration import autocast
 from tasks.engine.accuracy import Accuracy, accuracy, count
 from tasks.engine.averaging import WeightAverage
 from tasks.engine.loop import Reporter
@@ -24,6 +25,7 @@ __all__ = [
     "Trained",
     "WeightAverage",
     "accuracy",
+    "autocast",
     "batch_rand",
     "cosine_lr",
     "count",
