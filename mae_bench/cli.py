@@ -114,7 +114,13 @@ def reproduce(
 @app.command()
 @launching
 def pretrain(
-    target: Annotated[str, typer.Option(help="What MAE reconstructs.")] = "norm-pixel",
+    target: Annotated[
+        str | None, typer.Option(help="What MAE reconstructs.  [default: norm-pixel]")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Instead of MAE on a target: supervised, another init, or tokenizer."),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="For the target dvae-token: ours, or DALL-E's encoder.")
     ] = None,
@@ -141,18 +147,16 @@ def pretrain(
     *,
     launch: Launch,
 ) -> None:
-    """Pretrain one backbone with MAE and say where its checkpoint is."""
+    """Pretrain one backbone, by default with MAE, and say where its checkpoint is."""
     from tasks import data
-    from tasks.pretraining import TARGETS
 
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
     if dataset is not None:
         dataset = data.absolute(dataset)
         data.check_use(dataset, "pretraining")
-    single = Single(init=f"mae-{target}", backbone=_backbone(backbone), dataset=dataset)
-    if tokenizer and target != "dvae-token":
-        raise UserError(f"target {target} needs no tokenizer; --tokenizer goes with dvae-token")
+    init = _pretrained(init, target)
+    if tokenizer and init != "mae-dvae-token":
+        raise UserError(f"{init} needs no tokenizer; --tokenizer goes with --target dvae-token")
+    single = Single(init=init, backbone=_backbone(backbone), dataset=dataset)
     files = {TOKENIZER_INIT: tokenizer, START_INIT: start}
     inits = {name: path for name, path in files.items() if path}
     shown = _shown(dry_run, format)
@@ -286,6 +290,18 @@ def prepare_data(
     for dataset in mini if name == "mini" else [name]:
         data.prepare(dataset, data_root)
         typer.echo(data_root / dataset)
+
+
+def _pretrained(init: str | None, target: str | None) -> str:
+    """Return the init that `pretrain` is asked for."""
+    from tasks.pretraining import TARGETS
+
+    if init and target:
+        raise UserError("give either --target or --init (one of them, not both)")
+    target = target or "norm-pixel"
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    return init or f"mae-{target}"
 
 
 def _single(

@@ -148,17 +148,23 @@ def plan_pretraining(
     """Return the plan of one pretraining and what it needs.
 
     Args:
+        init: one of `INITS`, or "tokenizer" for a tokenizer alone.
         dataset: what to pretrain on; None for the scale's own.
 
     Raises:
         UserError: the init is not made by a pretraining of this scale.
     """
-    reason = planner.missing(init)
     if dataset is not None:
         planner.pretraining_dataset = dataset
-    run_id = None if reason else planner.weights(init, backbone, seed)["backbone"].run_id
-    if run_id is None:
-        raise UserError(f"init {init!r}: {reason or 'comes from a file, nothing to train'}")
+    if init == TOKENIZER_INIT:
+        made = planner.tokenizer(backbone, seed)
+    elif reason := planner.missing(init):
+        raise UserError(f"init {init!r}: {reason}")
+    else:
+        made = planner.weights(init, backbone, seed).get("backbone", Upstream())
+    if made.run_id is None:
+        raise UserError(f"init {init!r} is not trained; `transfer` uses it as it is")
+    run_id = made.run_id
     return planner.plan(asked=(run_id,))
 
 
@@ -302,12 +308,13 @@ class Planner:
             return {}
         upstream = {}
         if made.needs_tokenizer:
-            upstream["tokenizer"] = self._tokenizer(backbone, seed)
+            upstream["tokenizer"] = self.tokenizer(backbone, seed)
         if made.task == "pretraining" and START_INIT in self.inits:
             upstream["start"] = self.inits[START_INIT]
         return {"backbone": Upstream(run_id=self._pretrain(init, made, backbone, seed, upstream))}
 
-    def _tokenizer(self, backbone: str, seed: int) -> Upstream:
+    def tokenizer(self, backbone: str, seed: int) -> Upstream:
+        """Return where the tokenizer comes from, adding its training."""
         if TOKENIZER_INIT in self.inits:
             return self.inits[TOKENIZER_INIT]
         return Upstream(run_id=self._pretrain(TOKENIZER_INIT, TOKENIZER, backbone, seed, {}))

@@ -69,6 +69,21 @@ BAD_INPUT = {
         "unknown target 'pixl'. Did you mean pixel",
         "norm",
     ),
+    "target and init": (
+        ["pretrain", "--target", "pixel", "--init", "supervised"],
+        "either --target or --init",
+        "not both",
+    ),
+    "nothing to pretrain": (
+        ["pretrain", "--init", "random"],
+        "init 'random' is not trained",
+        "transfer",
+    ),
+    "tokenizer of no use": (
+        ["pretrain", "--init", "supervised", "--tokenizer", "t.pth"],
+        "supervised needs no tokenizer",
+        "--target dvae-token",
+    ),
     "task": (
         ["transfer", "--task", "detction", "--dataset", "mini-coco", "--init", "random"],
         "unknown task 'detction'. Did you mean detection",

@@ -1,5 +1,7 @@
 """Supervised pretraining: average of the weights, mixup and cutmix, schedule in epochs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from backbones import create_backbone
+from mae_bench import cli
 from mae_bench.errors import UserError
 from mae_bench.recipes import load_recipe
 from tasks import engine
@@ -155,3 +158,13 @@ def test_duration_prefers_iterations():
     solver = {"iterations": 7, "epochs": 3, "warmup_iterations": None, "warmup_epochs": 0.5}
     assert engine.duration({**solver, "batch_size": 4}, 10) == (7, 1)
     assert engine.duration({**solver, "iterations": None, "batch_size": 4}, 10) == (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("init", "task"), [("supervised", "supervised"), ("tokenizer", "tokenizer")]
+)
+def test_it_is_pretrained_by_the_same_command(init, task, tmp_path, capsys):
+    arguments = ["pretrain", "--init", init, "--dry-run", "--work-dir", str(tmp_path)]
+    assert cli.main([*arguments, "--format", "json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["task"], run["init"]) == (task, init)
