@@ -12,13 +12,16 @@ from backbones.formats import FORMATS
 from backbones.signatures import kind_of
 from mae_bench.errors import UserError, unknown
 from mae_bench.hashing import known_sha256
+from mae_bench.protocol import pick
 from mae_bench.recipes import CONFIGS, load_recipe, recipe_keys
 from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
 from mae_bench.selection import Cell, CellKey, select
 from tasks import TASK_VERSIONS, TASKS, WITHOUT_WEIGHTS, data
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
-TABLES = tuple(sorted(path.stem for path in (CONFIGS / "tables").glob("[a-z]*.py")))
+TABLES = tuple(
+    sorted(path.stem.replace("_", "-") for path in (CONFIGS / "tables").glob("[a-z]*.py"))
+)
 # Files that are no init of a transfer and get no row: the tokenizer, and what MAE continues from.
 TOKENIZER_INIT, START_INIT = "tokenizer", "start"
 GROUPS = {"transfer": ("table4", "table5", "table6", "table7"), "all": TABLES}
@@ -82,7 +85,8 @@ def load_tables(names: Iterable[str]) -> list[Table]:
         if name not in TABLES and name not in GROUPS:
             raise unknown("table", name, {*TABLES, *GROUPS})
         wanted.update(dict.fromkeys(GROUPS.get(name, (name,))))
-    return [importlib.import_module(f"configs.tables.{name}").TABLE for name in wanted]
+    modules = (f"configs.tables.{name.replace('-', '_')}" for name in wanted)
+    return [importlib.import_module(module).TABLE for module in modules]
 
 
 def check_scale(name: str) -> Scale:
@@ -297,6 +301,7 @@ class Planner:
             upstream={} if weightless else self.weights(init, backbone, seed),
             seed=seed,
             fixed=INITS[init].overrides if weightless else None,
+            setting=setting.overrides,
         )
 
     def weights(self, init: str, backbone: str, seed: int) -> dict[str, Upstream]:
@@ -345,6 +350,7 @@ class Planner:
         upstream: dict[str, Upstream],
         seed: int,
         fixed: Mapping[str, Any] | None = None,
+        setting: Mapping[str, Any] | None = None,
     ) -> str:
         run = Run(
             task=task,
@@ -354,7 +360,7 @@ class Planner:
             backbone=backbone,
             init=init,
             recipe=recipe,
-            recipe_values=self._resolve(task, recipe, fixed or {}, backbone, init),
+            recipe_values=self._resolve(task, recipe, fixed or {}, setting or {}, backbone, init),
             upstream=upstream,
             seed=seed,
         )
@@ -373,9 +379,16 @@ class Planner:
         return self._fingerprints[dataset]
 
     def _resolve(
-        self, task: str, recipe: str, fixed: Mapping[str, Any], backbone: str, init: str
+        self,
+        task: str,
+        recipe: str,
+        fixed: Mapping[str, Any],
+        setting: Mapping[str, Any],
+        backbone: str,
+        init: str,
     ) -> dict[str, Any]:
-        """Resolve a recipe: smoke first, then the user's overrides, then what makes the init."""
+        """Resolve a recipe: column, smoke, the user's overrides, then what makes the init."""
+        setting = {key: pick(value, (init, backbone)) for key, value in setting.items()}
         has = recipe_keys(recipe)
         self._known_keys |= has
         chosen = {}
@@ -385,9 +398,11 @@ class Planner:
                 continue
             if key in fixed:
                 raise UserError(f"{given} is set by the init itself; ask for another init instead")
+            if key in setting:
+                raise UserError(f"{given} is what columns of the table differ in; leave it out")
             chosen[key] = value
             self._unused.pop(given, None)
-        return load_recipe(recipe, {**chosen, **fixed}, self._smoke, backbone, init)
+        return load_recipe(recipe, {**chosen, **fixed}, self._smoke, backbone, init, setting)
 
     def _check_overrides(self) -> None:
         """Refuse overrides that fit none of the recipes seen, with the nearest keys."""

@@ -138,8 +138,8 @@ def card(recipe: str, values: Mapping[str, Any], backbone: str, init: str) -> Ca
     """
     protocol = read(recipe)
     names = (init, backbone)
-    trials = _pick(protocol.lr_trials.ours, names) or 1
-    sides = (_pick(protocol.lr_trials.paper, names), _pick(protocol.lr_trials.code, names))
+    trials = pick(protocol.lr_trials.ours, names) or 1
+    sides = (pick(protocol.lr_trials.paper, names), pick(protocol.lr_trials.code, names))
     return Card(
         recipe=recipe,
         paper=protocol.paper or NOT_STATED,
@@ -164,7 +164,7 @@ def budget(values: Mapping[str, Any]) -> str:
 
 def _line(name: str, item: Item, values: Mapping[str, Any], names: tuple[str, ...]) -> Line:
     ours = item.ours if item.key is None else _lookup(values, item.key)
-    return _compare(name, _pick(ours, names), _pick(item.paper, names), _pick(item.code, names))
+    return _compare(name, pick(ours, names), pick(item.paper, names), pick(item.code, names))
 
 
 def _compare(name: str, ours: Any, paper: Any, code: Any) -> Line:
@@ -183,12 +183,12 @@ def _lookup(values: Mapping[str, Any], key: str) -> Any:
     return found
 
 
-def _pick(value: Any, names: tuple[str, ...]) -> Any:
+def pick(value: Any, names: tuple[str, ...]) -> Any:
     """What a value that depends on init or backbone is for these."""
     if not isinstance(value, Mapping):
         return value
     fits = (found for glob, found in value.items() if any(fnmatchcase(n, glob) for n in names))
-    return _pick(next(fits, None), names)
+    return pick(next(fits, None), names)
 
 
 def _same(ours: Any, stated: Any) -> bool:

@@ -264,6 +264,7 @@ class Reference(Strict):
     ablation: dict[str, Scalar] | None = None
     default: bool | None = None
     ema: bool | None = None
+    rerun_of: str | None = Field(default=None, description="table whose number this is a re-run of")
 
 
 class Setting(Strict):
@@ -273,7 +274,9 @@ class Setting(Strict):
     backbones: tuple[str, ...]
     recipe: str = Field(description="path below configs/, without .py")
     overrides: dict[str, Any] = Field(
-        default={}, description="recipe key -> value, where columns differ in a setting only"
+        default={},
+        description="recipe key -> value, where columns differ in a setting only; or -> {glob over "
+        "init or backbone: value}, where the first that matches counts",
     )
 
 

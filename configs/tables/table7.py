@@ -10,15 +10,18 @@ def _column(
     metric: str,
     mini: tuple[str, str],
     published: tuple[str, ...],
+    paper: tuple[str, str] | None = None,
 ) -> Column:
-    dataset, recipe = mini
+    scales = {"mini": _setting(("vit_mini_patch8",), *mini)}
+    if paper:
+        scales["paper"] = _setting(("vit_base_patch16", "vit_large_patch16"), *paper)
     kind, published_dataset, published_metric = published
     return Column(
         title=title,
         group=group,
         task=task,
         metric=metric,
-        scales={"mini": Setting(dataset=dataset, backbones=("vit_mini_patch8",), recipe=recipe)},
+        scales=scales,
         published=Published(
             table="Table 7 pixels vs tokens",
             task=kind,
@@ -26,6 +29,10 @@ def _column(
             metric=published_metric,
         ),
     )
+
+
+def _setting(backbones: tuple[str, ...], dataset: str, recipe: str) -> Setting:
+    return Setting(dataset=dataset, backbones=backbones, recipe=recipe)
 
 
 TABLE = Table(
@@ -53,6 +60,7 @@ TABLE = Table(
             "box_ap",
             ("mini-coco", "detection/mini"),
             ("detection", "coco-2017-val", "AP-box"),
+            ("coco", "detection/li"),
         ),
         _column(
             "ADE20K",
