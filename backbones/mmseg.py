@@ -117,7 +117,7 @@ class MAEBenchViT(BaseModule):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), multiples of the patch size -> maps (B, C, H / stride, W / stride)."""
+        """(B, 3, H, W), padded to whole patches -> maps (B, C, H / stride, W / stride)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.pyramid is None:
                 return tuple(self.encoder.forward_pyramid(images))

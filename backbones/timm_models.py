@@ -48,6 +48,10 @@ class TimmBackbone(nn.Module):
         fixed = model.default_cfg.get("fixed_input_size")
         self._fixed_size = model.default_cfg["input_size"][-1] if fixed else None
         self.out_channels, self.strides, self._indices = _levels(model)
+        for module in model.modules():
+            if hasattr(module, "dynamic_img_pad"):
+                # Any size, as of our own encoders; not every model hands this option on.
+                module.dynamic_img_pad = True
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As usual, the model itself included."""
@@ -72,13 +76,20 @@ class TimmBackbone(nn.Module):
             return self.model.forward_intermediates(
                 images, indices=list(indices), stop_early=True, intermediates_only=True
             )
-        except (AssertionError, RuntimeError) as error:
-            if not self._fixed_size or isinstance(error, torch.OutOfMemoryError):
-                raise
+        except (AssertionError, IndexError, RuntimeError) as error:
             height, width = images.shape[-2:]
+            whole = max(self.strides)
+            odd = height % whole or width % whole
+            if isinstance(error, torch.OutOfMemoryError) or not (self._fixed_size or odd):
+                raise
+            wanted = (
+                f"what it was made for ({self._fixed_size} px unless img_size says otherwise)"
+                if self._fixed_size
+                else f"sides that are multiples of {whole} px"
+            )
             raise UserError(
                 f"timm:{self.name} does not work on images of {height}x{width} px ({error}); give "
-                f"it what it was made for ({self._fixed_size} px unless img_size says otherwise)"
+                f"it {wanted}"
             ) from error
 
     @cached_property
@@ -128,7 +139,10 @@ class TimmPlain(TimmBackbone):
         self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
 
     def forward_maps(self, images: Tensor, taps: Sequence[int]) -> list[Tensor]:
-        """Feature maps after the blocks in `taps` (0-based), each (B, D, h, w), without a norm."""
+        """Feature maps after the blocks in `taps` (0-based), each (B, D, h, w), without a norm.
+
+        Images of any size are padded below and right to whole patches, where timm's model can.
+        """
         return self._maps(images, taps)
 
 
@@ -136,7 +150,7 @@ class TimmPyramid(TimmBackbone):
     """Hierarchical model: Swin, ConvNeXt, ResNet, ...; one map per stride from 4 on."""
 
     def forward_pyramid(self, images: Tensor, strides: Sequence[int] | None = None) -> list[Tensor]:
-        """Images, multiples of the largest stride -> maps (B, channels, H/stride, W/stride).
+        """Images -> maps (B, channels, H/stride, W/stride), rounded as the model does.
 
         Args:
             strides: only these levels, finest first; None for all.

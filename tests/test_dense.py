@@ -264,6 +264,21 @@ def test_every_option_at_any_size(options, size):
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+@pytest.mark.parametrize("size", [(41, 67), (5, 100)])
+def test_images_are_padded_to_whole_patches(size):
+    """Below and right, with zeros; windows and relative positions follow the padded grid."""
+    options = dict(window_size=3, relative_positions="shared", global_blocks=[3])
+    model = create_backbone("vit_mini_patch8", **options).eval()
+    nn.init.normal_(model.rel_pos_bias.relative_position_bias_table)
+    height, width = (-(-side // 8) * 8 for side in size)
+    padded = torch.zeros(1, 3, height, width)
+    padded[:, :, : size[0], : size[1]] = torch.randn(1, 3, *size)
+    images = padded[:, :, : size[0], : size[1]]
+    with torch.no_grad():
+        (ours,), (expected,) = (model.forward_maps(x, (3,)) for x in (images, padded))
+    assert torch.equal(ours, expected) and ours.shape[2:] == (height // 8, width // 8)
+
+
 def test_checkpointing_runs_each_block_twice_and_only_in_training():
     model = create_backbone("vit_mini_patch8", activation_checkpointing=True)
     calls = []
