@@ -201,7 +201,7 @@ def transfer(
     setting = Setting(
         dataset=dataset,
         backbones=(_backbone(backbone),),
-        recipe=_recipe(task, recipe, check_scale(scale)),
+        recipe=_recipe(task, recipe, check_scale(scale), data.is_source(dataset)),
     )
     data.check_use(dataset, task)
     name = init or next(iter(inits))
@@ -384,9 +384,9 @@ def _backbone(name: str) -> str:
     return name
 
 
-def _recipe(task: str, given: str | None, scale: Scale) -> str:
-    """Return the recipe asked for, or the first that the task has for this scale."""
-    from tasks import TASKS, WITHOUT_WEIGHTS
+def _recipe(task: str, given: str | None, scale: Scale, own_data: bool) -> str:
+    """Return the recipe asked for, or the task's default for this scale, or for own data."""
+    from tasks import DEFAULT_RECIPES, TASKS, WITHOUT_WEIGHTS
     from tasks.pretraining import INITS, TOKENIZER
 
     pretrainings = {init.task for init in [*INITS.values(), TOKENIZER]}
@@ -396,7 +396,12 @@ def _recipe(task: str, given: str | None, scale: Scale) -> str:
     own = [name for name in list_recipes() if name.startswith(f"{task}/")]
     if given is not None and given not in own:
         raise unknown(f"recipe for {task}", given, own)
-    fitting = [given] if given else [name for name in own if name.startswith(f"{task}/{scale}")]
+    if given is not None:
+        return given
+    # Whoever asks for the paper's scale gets its recipe, on whatever data.
+    kinds = ("own", scale) if own_data and scale == "mini" else (scale,)
+    defaults = [DEFAULT_RECIPES[task, kind] for kind in kinds if (task, kind) in DEFAULT_RECIPES]
+    fitting = [*defaults, *(name for name in own if name.startswith(f"{task}/{scale}"))]
     if not fitting:
         raise UserError(f"{task} has no {scale} recipe. Known: {', '.join(own)}")
     return fitting[0]

@@ -24,5 +24,13 @@ TASKS = Registry(
 # These take an init for what it says about pretraining, not for its weights.
 WITHOUT_WEIGHTS = ("wallclock",)
 
+# Recipe of `transfer` where none is named, by task and scale, or "own" for a user's own data;
+# elsewhere the first whose name begins with the scale.
+DEFAULT_RECIPES = {
+    ("classification", "paper"): "classification/finetune",
+    ("detection", "paper"): "detection/li",
+    ("detection", "own"): "detection/own_data",
+}
+
 # Bumped when the same recipe may give another number; part of every run's id.
 TASK_VERSIONS = dict.fromkeys(TASKS, 1)
