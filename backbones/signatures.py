@@ -6,6 +6,7 @@ Kinds: torch's zip and its older pickle stream, safetensors, NumPy's npz, a pick
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -20,14 +21,15 @@ MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 def kind_of(path: Path) -> str:
     """Return "torch", "safetensors", "npz", "pickle" or "TorchScript".
 
-    Cheap: reads the first bytes, of a zip also its directory at the end. That a file is of a kind
-    does not mean that the rest of it is whole.
+    Cheap: reads the first bytes, and what safetensors and zips say of the rest, so that a download
+    that was cut short is noticed. That a file is of a kind does not mean that its content is right.
 
     Raises:
         UserError: no such file, an empty or truncated one, or no weights.
     """
     start = _first_bytes(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
+        _check_length(path)
         return "safetensors"
     if start.startswith(ZIP):
         return _kind_of_zip(path)
@@ -56,6 +58,22 @@ def _first_bytes(path: Path) -> bytes:
     if not start:
         raise UserError(f"{path} is empty; fetch or copy it again")
     return start
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a safetensors file that is shorter than its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise damaged(path, "safetensors", "its header cannot be read") from None
+    expected = 8 + length + max(ends, default=0)
+    if size < expected:
+        raise damaged(path, "safetensors", f"it has {size} bytes, its header says {expected}")
 
 
 def _kind_of_zip(path: Path) -> str:

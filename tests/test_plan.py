@@ -15,6 +15,8 @@ from mae_bench.records import NO_EFFECT, Column, Row, Setting, Table
 ROOT = Path("/nowhere")
 # Begins as a pickle does, which is all that planning looks at.
 WEIGHTS = b"\x80weights"
+HEADER = b'{"weight":{"dtype":"F32","shape":[250],"data_offsets":[0,1000]}}'
+CUT_SHORT = len(HEADER).to_bytes(8, "little") + HEADER + b"\0\0"
 SMALL = Setting(dataset="mini-coco", backbones=("vit_mini_patch8",), recipe="detection/mini")
 
 
@@ -239,6 +241,7 @@ def test_init_refuses(tmp_path) -> None:
         (b"<!doctype html>", "is a web page, not weights"),
         (b"epoch 1, loss 0.7", "is no file of weights"),
         (b"PK\x03\x04 half of a zip", "not a readable torch file: truncated or damaged"),
+        (CUT_SHORT, "not a readable safetensors file: truncated .* has 74 bytes.* says 1072"),
     ],
 )
 def test_init_from_what_holds_no_weights_is_refused_before_anything_runs(
