@@ -1,27 +1,29 @@
-"""Records and published references -> tables: values, mean and spread, what is missing.
+"""Records and published references -> tables: values, spread, ties, verdicts, what is missing.
 
 Nothing here prints; `mae_bench.report` turns a `TableResult` into words. No torch.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
-import configs
+from mae_bench import published, significance
+from mae_bench.deviations import deviations
 from mae_bench.plan import CellPlan
+from mae_bench.published import Comparison
 from mae_bench.records import Column, Metric, Record, Reference, Row, Scale, Setting, Table
 from mae_bench.selection import CellKey
+from mae_bench.significance import Difference
 
 OK = "ok"
-SIGNIFICANCE = 0.05
-# Published numbers name a method as the paper does; every other init has the same name there.
-PAPER_METHODS = {"supervised": "supervised-in1k", "random": "random-init"}
+# The row that the others are compared with: the first of these that a table has.
+SUBJECTS = ("mae-norm-pixel", "mae-pixel")
+# A verdict's reason names that many deviations.
+MOST_DEVIATIONS = 3
+Runs = Mapping[str, Record]
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,21 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Cell:
-    """One init under one column: what every asked-for seed gave, beside the published numbers."""
+    """One init under one column: what every asked-for seed gave, beside the published numbers.
+
+    Attributes:
+        ties: letters shared with the cells of the column that it is not told apart from, "a" for
+            the best mean (`significance.tie_groups`); "" when it is incomplete or nothing is
+            known about the noise.
+        best: in the best group of a column without holes, where not all are in that group.
+        comparison: verdict beside the paper's number; None at mini scale or without a number.
+    """
 
     seeds: tuple[SeedResult, ...]
     published: tuple[Reference, ...] = ()
+    ties: str = ""
     best: bool = False
+    comparison: Comparison | None = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -86,13 +98,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class ColumnResult:
-    """A column of a table for one backbone; `setting` is None where the scale lacks the column."""
+    """A column of a table for one backbone.
+
+    Attributes:
+        setting: None where the scale lacks the column.
+        unit, higher_is_better: as the task says; the published unit as long as nothing is run.
+        minimum_difference: what the tie groups could have found here; None without spreads.
+    """
 
     column: Column
     setting: Setting | None
     backbone: str
     unit: str
     higher_is_better: bool
+    minimum_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,16 @@ class RowResult:
 
     row: Row
     cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What one row has more than another in one column (index into `TableResult.columns`)."""
+
+    subject: Row
+    other: Row
+    column: int
+    difference: Difference
 
 
 @dataclass(frozen=True)
@@ -117,28 +146,34 @@ class TableResult:
         """Seeds asked for per cell (the largest number, should cells differ)."""
         return max((len(cell.seeds) for row in self.rows for cell in row.cells), default=0)
 
-
-@cache
-def published_results() -> tuple[Reference, ...]:
-    """Return every number of configs/tables/paper_results.json."""
-    path = Path(configs.__path__[0]) / "tables" / "paper_results.json"
-    return tuple(
-        Reference.model_validate(entry) for entry in json.loads(path.read_text())["records"]
-    )
+    @property
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """MAE's row (see `SUBJECTS`) minus each other row, column by column, where both are."""
+        by_init = {row.row.init: row for row in self.rows}
+        subject = next((by_init[init] for init in SUBJECTS if init in by_init), None)
+        if subject is None:
+            return ()
+        return tuple(
+            Contrast(subject.row, row.row, index, significance.difference(ours.values, its.values))
+            for row in self.rows
+            if row is not subject
+            for index, (ours, its) in enumerate(zip(subject.cells, row.cells, strict=True))
+            if ours.complete and its.complete
+        )
 
 
 def aggregate(
     tables: Sequence[Table],
     scale: Scale,
     cells: Mapping[CellKey, CellPlan],
-    records: Mapping[str, Record],
+    records: Runs,
     states: Mapping[str, str],
 ) -> list[TableResult]:
     """Build the tables.
 
     Args:
         cells: which run fills which cell; the seeds asked for are the seeds named here.
-        records: run id -> record, of whatever has finished or failed.
+        records: run id -> record, of whatever has finished or failed (pretraining runs too).
         states: run id -> where it stands ("missing", "running", "blocked", "failed: ..."), for
             runs without a good record.
     """
@@ -149,14 +184,14 @@ def aggregate(
             metric = metrics[key.table][key.column]
             result = _seed_result(key.seed, plan, metric, records, states)
             results.setdefault(key[:4], []).append(result)
-    return [_table(table, scale, results) for table in tables]
+    return [build(table, scale, results, records) for table in tables]
 
 
 def _seed_result(
     seed: int,
     plan: CellPlan,
     metric: str,
-    records: Mapping[str, Record],
+    records: Runs,
     states: Mapping[str, str],
 ) -> SeedResult:
     if plan.run_id is None:
@@ -175,26 +210,34 @@ def _seed_result(
     return SeedResult(seed, plan.run_id, score, OK)
 
 
-def _table(
-    table: Table, scale: Scale, results: Mapping[tuple[str, str, int, str], Sequence[SeedResult]]
+def build(
+    table: Table,
+    scale: Scale,
+    results: Mapping[tuple[str, str, int, str], Sequence[SeedResult]],
+    records: Runs,
 ) -> TableResult:
+    """Build one table from its seeds' results, by (table, init, column, backbone)."""
     settings = [column.scales.get(scale) for column in table.columns]
-    backbones = dict.fromkeys(name for setting in settings if setting for name in setting.backbones)
     columns, grid = [], []
     for index, (column, setting) in enumerate(zip(table.columns, settings, strict=True)):
-        for backbone in setting.backbones if setting else backbones:
-            cells = [
-                Cell(
-                    tuple(results.get((table.name, row.init, index, backbone), ())),
-                    _published(row, column),
-                )
+        if setting is None:  # what a scale does not have at all is no hole in its table
+            continue
+        for backbone in setting.backbones:
+            found = [
+                tuple(results.get((table.name, row.init, index, backbone), ()))
                 for row in table.rows
             ]
-            found = [metric for cell in cells for metric in cell.metrics]
-            unit = found[0].unit if found else ""
-            higher = found[0].higher_is_better if found else True
-            columns.append(ColumnResult(column, setting, backbone, unit, higher))
-            grid.append(_mark_best(cells, higher))
+            references = [published.published(row, column) for row in table.rows]
+            unit, higher = _unit(found, references)
+            cells = [
+                Cell(_in_unit(seeds, unit, higher), its)
+                for seeds, its in zip(found, references, strict=True)
+            ]
+            if scale == "paper":
+                cells = [_compared(cell, backbone, setting, records) for cell in cells]
+            grid.append(_ranked(cells, higher))
+            smallest = significance.minimum_difference(_samples(cells))
+            columns.append(ColumnResult(column, setting, backbone, unit, higher, smallest))
     rows = tuple(
         RowResult(row, tuple(cells[index] for cells in grid))
         for index, row in enumerate(table.rows)
@@ -202,54 +245,60 @@ def _table(
     return TableResult(table, scale, tuple(columns), rows)
 
 
-def _published(row: Row, column: Column) -> tuple[Reference, ...]:
-    """The paper's values for an init, one per backbone, in the paper's order."""
-    if column.published is None:
-        return ()
-    method = row.init.partition("/")[0]
-    wanted = {**column.published.model_dump(), "method": PAPER_METHODS.get(method, method)}
-    if row.ablation is not None:
-        wanted["ablation"] = row.ablation
+def _unit(
+    found: Sequence[Sequence[SeedResult]], references: Sequence[Sequence[Reference]]
+) -> tuple[str, bool]:
+    """Unit and direction of a column: of its first score, else as published."""
+    for seeds in found:
+        for result in seeds:
+            if result.metric:
+                return result.metric.unit, result.metric.higher_is_better
+    return next((its[0].unit for its in references if its), ""), True
+
+
+def _in_unit(seeds: Sequence[SeedResult], unit: str, higher: bool) -> tuple[SeedResult, ...]:
+    """Refuse scores that cannot stand in one column: of another unit, or direction."""
+    wrong = f"failed: its score is not in {unit!r} as the others of the column"
     return tuple(
-        reference
-        for reference in published_results()
-        if all(getattr(reference, name) == value for name, value in wanted.items())
+        replace(result, metric=None, state=wrong)
+        if result.metric and (result.metric.unit, result.metric.higher_is_better) != (unit, higher)
+        else result
+        for result in seeds
     )
 
 
-def _mark_best(cells: Sequence[Cell], higher_is_better: bool) -> list[Cell]:
-    """Mark the best cell of a column when it is separated from the runner-up.
+def _compared(cell: Cell, backbone: str, setting: Setting, records: Runs) -> Cell:
+    reference = published.of_backbone(cell.published, backbone, setting)
+    if reference is None:
+        return cell
+    found: dict[str, None] = {}
+    for result in cell.seeds:
+        record = records.get(result.run_id or "")
+        if record is not None:
+            found.update(dict.fromkeys(deviations(record.run, setting, records)))
+    named = [*list(found)[:MOST_DEVIATIONS], *(["..."] if len(found) > MOST_DEVIATIONS else [])]
+    values = cell.values if cell.complete else ()
+    reason = "" if cell.complete else cell.states[0]
+    verdict = published.compare(reference, values, reason, "; ".join(named) or None)
+    return replace(cell, comparison=verdict)
+
+
+def _samples(cells: Sequence[Cell]) -> list[tuple[float, ...]]:
+    return [cell.values for cell in cells if cell.complete]
+
+
+def _ranked(cells: Sequence[Cell], higher_is_better: bool) -> list[Cell]:
+    """Give the complete cells of a column their tie groups, and mark the best.
 
     A cell that may still come could be the best one, so that a column with a hole has no mark;
     cells that the scale cannot have do not count.
     """
-    possible = [cell for cell in cells if not cell.not_available]
-    if len(possible) < 2 or not all(cell.complete and cell.sd is not None for cell in possible):
-        return list(cells)
     sign = 1 if higher_is_better else -1
-    best, second = sorted(possible, key=lambda cell: -sign * (cell.mean or 0.0))[:2]
-    if not _separated(best.values, second.values):
-        return list(cells)
-    return [replace(cell, best=cell is best) for cell in cells]
-
-
-def _separated(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether the means of two samples differ by Welch's t-test."""
-    return welch_p(first, second) < SIGNIFICANCE
-
-
-def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p-value of Welch's t-test; 1 when neither sample has a spread to measure against.
-
-    Agrees with `scipy.stats.ttest_ind(..., equal_var=False)`, whose import takes seconds.
-    """
-    from scipy.special import stdtr  # not needed with one seed
-
-    shares = [statistics.variance(values) / len(values) for values in (first, second)]
-    if not any(shares):
-        return 1.0
-    t = (statistics.fmean(first) - statistics.fmean(second)) / math.sqrt(sum(shares))
-    freedom = sum(shares) ** 2 / sum(
-        share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True)
-    )
-    return float(2 * stdtr(freedom, -abs(t)))
+    samples = [[sign * value for value in values] for values in _samples(cells)]
+    letters = iter(significance.tie_groups(samples))
+    ranked = [replace(cell, ties=next(letters)) if cell.complete else cell for cell in cells]
+    possible = [cell for cell in ranked if not cell.not_available]
+    leading = [cell for cell in possible if "a" in cell.ties]
+    if not all(cell.complete for cell in possible) or len(leading) == len(possible):
+        return ranked
+    return [replace(cell, best="a" in cell.ties) for cell in ranked]

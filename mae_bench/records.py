@@ -281,10 +281,10 @@ class Setting(Strict):
 
 
 class Published(Strict):
-    """Which published numbers stand beside a column: every field must match a Reference."""
+    """Which published numbers stand beside a column: every field given must match a Reference."""
 
     table: str
-    task: str
+    task: str | None = None
     dataset: str
     metric: str
 

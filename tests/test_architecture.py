@@ -22,12 +22,13 @@ ENGINES = {
 SHARED = ("tasks.data", "tasks.distributed", "tasks.engine")
 # The harness from the bottom up: a module imports only what stands in a lower line.
 LAYERS = (
-    ("errors", "claims"),
+    ("errors", "claims", "significance"),
     ("records", "registry", "cluster", "devices"),
-    ("recipes", "job", "provenance"),
+    ("recipes", "job", "provenance", "published"),
     ("hashing", "selection", "flops", "accumulation", "protocol"),
     ("cost",),
     ("plan",),
+    ("deviations",),
     ("workspace", "aggregate", "ranks", "schedule"),
     ("runner", "report", "progress", "request"),
     ("preload", "overview", "doctor", "worker"),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_up
 import pandas
 import pytest
 from made_up import provenance, record, run, world
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from mae_bench.aggregate import TableResult, aggregate
 from mae_bench.errors import UserError
-from mae_bench.plan import CellPlan, load_tables
+from mae_bench.plan import CellPlan
 from mae_bench.records import Metric, Outcome, Picture, Record, Table
 from mae_bench.report import FILES, FORMATS, charts, latex, markdown, terminal, write_report
 from mae_bench.report.long_form import FIELDS
@@ -53,7 +54,7 @@ NUM_CELLS = 5 * 2 + 5 * 2 + 5 * 4 + 3 * 3
 @pytest.fixture
 def measured() -> World:
     """Tables 4 to 7, three seeds: one cell has lost a seed, one seed failed."""
-    tables = load_tables(["transfer"])
+    tables = made_up.tables()
     cells, records = world(tables, (0, 1, 2), score, imported=("moco-v3", "beit"))
     ids = {(*key[:3], key.seed): plan.run_id for key, plan in cells.items()}
     for column in (0, 1):
@@ -66,7 +67,7 @@ def measured() -> World:
 
 def hostile_world() -> World:
     """One table in which every string a user or a failure can set is hostile."""
-    table = load_tables(["table4"])[0]
+    table = made_up.tables()[0]
     rows = (
         table.rows[0].model_copy(update={"init": HOSTILE, "title": HOSTILE}),
         table.rows[1].model_copy(update={"init": "=cmd()", "title": "=cmd()"}),
@@ -170,7 +171,7 @@ def test_numbers_come_back_at_full_precision(measured: World, tmp_path: Path, fo
 
 
 def test_pandas_reads_every_digit_of_the_csv(tmp_path: Path):
-    tables, noise = load_tables(["transfer"]), random.Random(0)
+    tables, noise = made_up.tables(), random.Random(0)
     cells, records = world(tables, range(40), lambda *_: noise.uniform(0, 100))
     results = aggregate(tables, "mini", cells, records, {})
     (path,) = write_report(results, records, tmp_path, ["csv"], work_dir=tmp_path)
@@ -187,7 +188,7 @@ def test_pandas_reads_every_digit_of_the_csv(tmp_path: Path):
 
 
 def test_a_run_id_of_digits_and_an_e_stays_text(tmp_path: Path):
-    table = load_tables(["table5"])[0]
+    table = made_up.tables()[1]
     cells, records = world([table], [0], lambda *_: 1 / 3)
     which = next(iter(records.values()))
     cells = {key: CellPlan("1234e5678901") for key in cells}
@@ -199,7 +200,7 @@ def test_a_run_id_of_digits_and_an_e_stays_text(tmp_path: Path):
 
 
 def test_scores_that_are_not_finite_leave_valid_files(tmp_path: Path):
-    table = load_tables(["table5"])[0]
+    table = made_up.tables()[1]
     values = {"random": math.nan, "supervised": math.inf}
     cells, records = world([table], (0, 1), lambda init, *_: values.get(init, 1.0))
     slow = {
@@ -421,9 +422,9 @@ def test_a_curve_takes_the_last_line_of_a_step_and_drops_what_is_not_finite():
 
 def test_bars_show_only_what_is_measured(measured: World):
     panels = {panel.title: panel for panel in charts.panels(measured[0])}
-    assert list(panels)[:3] == ["COCO, AP box", "COCO, AP mask", "ADE20K, mIoU"]
+    assert list(panels)[:3] == ["mini COCO, AP box", "mini COCO, AP mask", "mini ADE20K, mIoU"]
     assert len(panels) == 9
-    bars = {bar.init: bar for bar in panels["COCO, AP box"].bars}
+    bars = {bar.init: bar for bar in panels["mini COCO, AP box"].bars}
     assert set(bars) == set(BASE)
     assert bars["random"].length is None and len(bars["random"].dots) == 2
     lengths = [bars[init].length / (BASE[init] + 0.1) for init in BASE if init != "random"]

@@ -83,25 +83,26 @@ def panels(results: Sequence[TableResult]) -> list[Panel]:
     Inits stand in the same order, under their own names, in every panel.
     """
     order = list(dict.fromkeys(row.row.init for result in results for row in result.rows))
-    found: dict[tuple[str, ...], tuple[ColumnResult, dict[str, Cell]]] = {}
+    found: dict[tuple[str, ...], tuple[str, ColumnResult, dict[str, Cell]]] = {}
     for result in results:
         for index, column in enumerate(result.columns):
             if column.setting is None:
                 continue
             where = (column.setting.dataset, column.setting.recipe)
             key = (*where, column.backbone, column.column.metric)
-            cells = found.setdefault(key, (column, {}))[1]
+            title = f"{wording.group(result, column)}, {column.column.title}"
+            cells = found.setdefault(key, (title, column, {}))[2]
             for row in result.rows:
                 if row.cells[index].values:
                     cells.setdefault(row.row.init, row.cells[index])
     return [
-        _panel(column, {init: cells[init] for init in order if init in cells})
-        for column, cells in found.values()
+        _panel(title, column, {init: cells[init] for init in order if init in cells})
+        for title, column, cells in found.values()
         if cells
     ]
 
 
-def _panel(column: ColumnResult, cells: Mapping[str, Cell]) -> Panel:
+def _panel(title: str, column: ColumnResult, cells: Mapping[str, Cell]) -> Panel:
     reach = [value for cell in cells.values() for value in _reach(cell)]
     scale = ticks(min(0.0, *reach), max(0.0, *reach))
     low, high = scale[0], scale[-1]
@@ -115,7 +116,7 @@ def _panel(column: ColumnResult, cells: Mapping[str, Cell]) -> Panel:
     )
     direction = "higher is better" if column.higher_is_better else "lower is better"
     return Panel(
-        title=f"{column.column.group}, {column.column.title}",
+        title=title,
         subtitle=f"{column.unit}, {direction}" if column.unit else direction,
         height=len(bars) * BAR_STEP + AXIS_HEIGHT,
         ticks=tuple(Tick(place(value), f"{value:g}") for value in scale),

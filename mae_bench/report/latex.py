@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mae_bench.aggregate import Cell, TableResult
+from mae_bench.aggregate import Cell, RowResult, TableResult
 from mae_bench.report import wording
 
 HEADER = "% Made by mae-bench. Needs \\usepackage{booktabs}; \\input this file.\n"
@@ -22,6 +22,7 @@ ESCAPES = {
     "±": r"$\pm$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{EN DASH}": "--",
+    "\N{MINUS SIGN}": "$-$",
     "—": "---",
     "“": "``",
     "”": "''",
@@ -49,7 +50,8 @@ def escape(text: str) -> str:
 
 def _table(result: TableResult) -> str:
     name = f"{result.table.name}-{result.scale}"
-    rows = [line for row in result.rows for line in _row(row.row.title, row.cells)]
+    rows = [line for row in result.rows for line in _row(result, row)]
+    contrasts = [_line(map(escape, (title, *texts))) for title, texts in wording.contrasts(result)]
     titles = [escape(wording.column_title(result, column)) for column in result.columns]
     notes = [*wording.legend([result]), *wording.notes(result)]
     return "\n".join([
@@ -64,6 +66,7 @@ def _table(result: TableResult) -> str:
         _line(["Pretraining", *titles]),
         r"\midrule",
         *rows,
+        *([r"\midrule", *contrasts] if contrasts else []),
         r"\bottomrule",
         r"\end{tabular}",
         r"\par\smallskip",
@@ -85,20 +88,20 @@ def _group_lines(result: TableResult) -> list[str]:
     return [_line(headings), " ".join(rules)]
 
 
-def _row(title: str, cells: Iterable[Cell]) -> list[str]:
-    cells = tuple(cells)
-    lines = [_line([escape(title), *map(_score, cells)])]
-    paper = wording.paper_scores(cells)
-    if paper:
-        small = [rf"{{\footnotesize {escape(text)}}}" for text in paper]
-        label = rf"\quad{{\footnotesize {escape(wording.PAPER_LABEL)}}}"
-        lines.append(_line([label, *small]))
+def _row(result: TableResult, row: RowResult) -> list[str]:
+    scores = (_score(result, index, cell) for index, cell in enumerate(row.cells))
+    lines = [_line([escape(row.row.title), *scores])]
+    for label, texts in wording.below(result, row):
+        first, *others = (rf"{{\footnotesize {escape(text)}}}" for text in (label, *texts))
+        lines.append(_line([rf"\quad{first}", *others]))
     return lines
 
 
-def _score(cell: Cell) -> str:
+def _score(result: TableResult, column: int, cell: Cell) -> str:
     text = escape(wording.score(cell))
-    return rf"\textbf{{{text}}}" if cell.best else text
+    letters = wording.ties(result, column, cell)
+    mark = rf"\textsuperscript{{{letters}}}" if letters else ""
+    return (rf"\textbf{{{text}}}" if cell.best else text) + mark
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ def escape(text: str) -> str:
 
 def _section(result: TableResult) -> str:
     titles = [
-        f"{column.column.group}: {wording.column_title(result, column)}"
+        f"{wording.group(result, column)}: {wording.column_title(result, column)}"
         for column in result.columns
     ]
     lines = [
@@ -38,17 +38,19 @@ def _section(result: TableResult) -> str:
         _line(["---", *("---:" for _ in titles)]),
     ]
     for row in result.rows:
-        lines.append(_line([escape(row.row.title), *map(_score, row.cells)]))
-        paper = wording.paper_scores(row.cells)
-        if paper:
-            lines.append(_line([f"*{wording.PAPER_LABEL}*", *(f"*{text}*" for text in paper)]))
+        scores = (_score(result, index, cell) for index, cell in enumerate(row.cells))
+        lines.append(_line([escape(row.row.title), *scores]))
+        for label, texts in wording.below(result, row):
+            lines.append(_line(f"*{escape(text)}*" for text in (label, *texts)))
+    lines += [_line(map(escape, (title, *texts))) for title, texts in wording.contrasts(result)]
     notes = [f"- {escape(note)}" for note in wording.notes(result)]
     return "\n".join([*lines, "", *notes, *([""] if notes else [])])
 
 
-def _score(cell: Cell) -> str:
+def _score(result: TableResult, column: int, cell: Cell) -> str:
     text = escape(wording.score(cell))
-    return f"**{text}**" if cell.best else text
+    letters = wording.ties(result, column, cell)
+    return (f"**{text}**" if cell.best else text) + (f" <sup>{letters}</sup>" if letters else "")
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -32,16 +32,23 @@ def _table(result: TableResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(_text("\nPretraining"), min_width=11)
     for column in result.columns:
-        header = f"{column.column.group}\n{wording.column_title(result, column)}"
+        header = f"{wording.group(result, column)}\n{wording.column_title(result, column)}"
         table.add_column(_text(header), justify="right")
     for row in result.rows:
-        cells = (_text(wording.score(cell), _style(cell)) for cell in row.cells)
+        cells = (_score(result, index, cell) for index, cell in enumerate(row.cells))
         table.add_row(_text(row.row.title), *cells)
-        paper = wording.paper_scores(row.cells)
-        if paper:
-            line = (_text(text, QUIET) for text in paper)
-            table.add_row(_text(f" {wording.PAPER_LABEL}", QUIET), *line)
+        for label, texts in wording.below(result, row):
+            table.add_row(*(_text(text, QUIET) for text in (f" {label}", *texts)))
+    for index, (title, texts) in enumerate(wording.contrasts(result)):
+        if not index:
+            table.add_section()
+        table.add_row(*(_text(text) for text in (title, *texts)))
     return table
+
+
+def _score(result: TableResult, column: int, cell: Cell) -> Text:
+    text = f"{wording.score(cell)} {wording.ties(result, column, cell)}".rstrip()
+    return _text(text, _style(cell))
 
 
 def _style(cell: Cell) -> str:

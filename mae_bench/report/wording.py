@@ -8,14 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mae_bench.aggregate import SIGNIFICANCE, Cell, ColumnResult, TableResult
+from mae_bench.aggregate import Cell, ColumnResult, RowResult, TableResult
+from mae_bench.published import Comparison
+from mae_bench.significance import CONFIDENCE, POWER, SIGNIFICANCE, Difference
 
 # Every table of the paper has these two; the page shows the larger ones as well.
 PAPER_BACKBONES = ("vit-b16", "vit-l16")
 PAPER_LABEL = "paper, ViT-B / L"
 NOTHING = "\N{EN DASH}"
 LONGEST_REASON = 160
-SHORT_STATES = {"not available": "n/a", "not asked for": NOTHING}
+SHORT_STATES = {"not available": "n/a", "not asked for": NOTHING, "missing": "not run"}
+MINUS = "\N{MINUS SIGN}"
+NO_VERDICT = "no verdict at mini scale"
 
 
 def number(value: float) -> str:
@@ -50,6 +54,78 @@ def short_state(cell: Cell) -> str:
     return SHORT_STATES.get(word, word)
 
 
+def signed(value: float) -> str:
+    """A difference with one decimal and its sign: "+0.4", "-0.2"."""
+    text = number(abs(value))
+    return text if float(text) == 0 else f"{'+' if value > 0 else MINUS}{text}"
+
+
+def difference(found: Difference) -> str:
+    """A difference with half its confidence interval: "+1.2 ± 0.4"; without where there is none."""
+    if found.high is None:
+        return signed(found.value)
+    return f"{signed(found.value)} ± {number(found.high - found.value)}"
+
+
+def verdict(found: Comparison | None) -> str:
+    """The verdict beside the paper: "reproduced (-0.2, tolerance 0.3)", "not run"."""
+    if found is None:
+        return ""
+    if found.difference is None or found.tolerance is None:
+        return found.verdict
+    tolerance = f"{found.tolerance.value:.2f}".removesuffix("0")
+    return f"{found.verdict} ({signed(found.difference)}, tolerance {tolerance})"
+
+
+def short_verdict(found: Comparison | None) -> str:
+    """The verdict without its tolerance: "reproduced -0.2"; a dash for none."""
+    if found is None:
+        return NOTHING
+    shift = "" if found.difference is None else f" {signed(found.difference)}"
+    return f"{found.verdict}{shift}"
+
+
+def below(result: TableResult, row: RowResult) -> list[tuple[str, list[str]]]:
+    """The lines under a row, label and a text per column: the paper's values and the verdicts."""
+    if result.scale == "mini":
+        lines = [(PAPER_LABEL, [paper_score(cell) or NOTHING for cell in row.cells])]
+    else:
+        found = [cell.comparison for cell in row.cells]
+        values = [one.paper if one else None for one in found]
+        paper = [NOTHING if value is None else number(value) for value in values]
+        lines = [("paper", paper), ("verdict", [short_verdict(one) for one in found])]
+    return [(label, texts) for label, texts in lines if set(texts) != {NOTHING}]
+
+
+def shows_ties(result: TableResult, column: int) -> bool:
+    """Whether the cells of a column need their letters: not when all are one group."""
+    return len({row.cells[column].ties for row in result.rows} - {""}) > 1
+
+
+def ties(result: TableResult, column: int, cell: Cell) -> str:
+    """The letters to print at a cell; "" where they would say nothing."""
+    return cell.ties if shows_ties(result, column) else ""
+
+
+def contrasts(result: TableResult) -> list[tuple[str, list[str]]]:
+    """Lines below the rows, label and a text per column: "MAE - supervised" with differences, and
+    what difference could have been found; none without any spread.
+    """
+    found: dict[str, list[str]] = {}
+    if all(contrast.difference.high is None for contrast in result.contrasts):
+        return []
+    for contrast in result.contrasts:
+        name = f"{contrast.subject.title} {MINUS} {contrast.other.title}"
+        line = found.setdefault(name, [NOTHING] * len(result.columns))
+        line[contrast.column] = difference(contrast.difference)
+    lines = list(found.items())
+    smallest = [column.minimum_difference for column in result.columns]
+    if any(smallest):
+        texts = [NOTHING if value is None else number(value) for value in smallest]
+        lines.append(("detectable difference", texts))
+    return lines
+
+
 def paper_score(cell: Cell) -> str:
     """The published values of the usual two backbones, "50.3 / 53.3"; "" when there is none."""
     published = {reference.backbone: reference.value for reference in cell.published}
@@ -57,12 +133,6 @@ def paper_score(cell: Cell) -> str:
     if all(value is None for value in found):
         return ""
     return " / ".join(NOTHING if value is None else number(value) for value in found)
-
-
-def paper_scores(cells: Sequence[Cell]) -> list[str] | None:
-    """The line of published values under a row; None when the paper has no value in it."""
-    scores = [paper_score(cell) for cell in cells]
-    return [text or NOTHING for text in scores] if any(scores) else None
 
 
 def paper_backbone(name: str) -> str:
@@ -76,6 +146,11 @@ def kicker(result: TableResult) -> str:
     match = re.fullmatch(r"(table|fig)(\w+)", result.table.name)
     kind = {"table": "Table", "fig": "Figure"}
     return f"{kind[match[1]]} {match[2]}" if match else result.table.name
+
+
+def group(result: TableResult, column: ColumnResult) -> str:
+    """A column's heading; at mini scale it says so: what is measured there is not "COCO"."""
+    return f"mini {column.column.group}" if result.scale == "mini" else column.column.group
 
 
 def title(result: TableResult) -> str:
@@ -96,28 +171,39 @@ def groups(result: TableResult) -> list[tuple[str, int]]:
     """Headings over neighbouring columns, with the number of columns each spans."""
     spans: list[tuple[str, int]] = []
     for column in result.columns:
-        if spans and spans[-1][0] == column.column.group:
-            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+        name = group(result, column)
+        if spans and spans[-1][0] == name:
+            spans[-1] = (name, spans[-1][1] + 1)
         else:
-            spans.append((column.column.group, 1))
+            spans.append((name, 1))
     return spans
 
 
 def legend(results: Sequence[TableResult]) -> list[str]:
     """How to read these tables: sentences that hold for all of them, once."""
     found = [_seeds_note(max((result.num_seeds for result in results), default=0))]
-    published = [
-        result for result in results if any(paper_scores(row.cells) for row in result.rows)
-    ]
-    if published:
-        sources = ", ".join(dict.fromkeys(result.table.source for result in published))
+    if any(contrasts(result) for result in results):
+        found.append(
+            f"Lines with “{MINUS}”: difference of means ± half of its {CONFIDENCE:.0%} confidence "
+            "interval (Welch). Detectable difference: the smallest true one that these seeds show "
+            f"with {POWER:.0%} power."
+        )
+    with_paper = [result for result in results if any(below(result, row) for row in result.rows)]
+    if with_paper:
+        sources = ", ".join(dict.fromkeys(result.table.source for result in with_paper))
         note = f"Lines marked “paper” are published values at paper scale ({sources})"
-        if any(result.scale == "mini" for result in published):
+        if any(result.scale == "mini" for result in with_paper):
             note += (
                 ": other data and other models than here. They stand there for orientation; no "
                 "difference and no verdict is drawn from them"
             )
         found.append(f"{note}.")
+    if any(result.scale == "paper" for result in with_paper):
+        found.append(
+            "Verdicts: reproduced, no further from the paper than published re-runs have "
+            f"scattered; within noise, no further than that and the {CONFIDENCE:.0%} interval of "
+            "our mean together; otherwise above or below the paper's number."
+        )
     return found
 
 
@@ -126,15 +212,16 @@ def _seeds_note(num_seeds: int) -> str:
         return "One seed: no spread, and nothing is marked as best."
     return (
         f"Mean ± sample standard deviation over {num_seeds} seeds. An incomplete cell lists the "
-        "seeds it has and is not averaged. Bold: the best of its column, where no cell is "
-        "incomplete and Welch's t-test separates it from the runner-up "
-        f"(p < {SIGNIFICANCE}); otherwise nothing is bold."
+        "seeds it has and is not averaged. Cells of a column that share a letter are not told "
+        "apart by t-tests (pooled spread with Holm's correction, and Welch's; "
+        f"p < {SIGNIFICANCE}); without letters, none are. Bold: not told apart from the best of "
+        "its column; nothing is bold beside an incomplete cell."
     )
 
 
 def notes(result: TableResult) -> list[str]:
-    """What belongs to one table: its own remark, and why something is not there."""
-    return [*filter(None, [result.table.note]), *_reasons(result)]
+    """What belongs to one table: its own remark, and why a score or a verdict is not there."""
+    return [*filter(None, [result.table.note]), *_reasons(result), *_incomparable(result)]
 
 
 def _reasons(result: TableResult) -> list[str]:
@@ -144,7 +231,24 @@ def _reasons(result: TableResult) -> list[str]:
         for cell in row.cells:
             for state in cell.states:
                 rows.setdefault(state, {})[row.row.title] = None
-    return [f"{', '.join(titles)}: {shorten(state)}." for state, titles in rows.items()]
+    return [f"{', '.join(titles)}: {shorten(reason(state))}." for state, titles in rows.items()]
+
+
+def _incomparable(result: TableResult) -> list[str]:
+    """Why cells have no verdict that have a score and the paper's number."""
+    rows: dict[str, dict[str, None]] = {}
+    for row in result.rows:
+        for cell in row.cells:
+            found = cell.comparison
+            if found and found.verdict == "not comparable":
+                rows.setdefault(found.reason, {})[row.row.title] = None
+    return [f"{', '.join(titles)}: not comparable: {shorten(why)}." for why, titles in rows.items()]
+
+
+def reason(state: str) -> str:
+    """Why there is no score, as it is said to people."""
+    word, colon, details = state.partition(":")
+    return {"missing": "not run", "not available": "out of scope"}.get(word, word) + colon + details
 
 
 def shorten(text: str) -> str:
@@ -155,4 +259,6 @@ def shorten(text: str) -> str:
 
 def printable(text: str) -> str:
     """Replace control characters (a terminal would obey them) by a visible mark."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
