@@ -189,7 +189,7 @@ def write_inat(root: Path, **changes) -> None:
 def test_inat_labels_come_from_the_json_not_the_folders(tmp_path):
     """Folders say 5 and 7, and as text "10" sorts before "9"."""
     write_inat(tmp_path)
-    data = read_inat(tmp_path / "inat2018", "train", 2018)
+    data = read_inat(tmp_path / "inat2018", "train", year=2018)
     assert data.classes == ["nine", "ten"]
     assert [path.parent.name for path in data.paths] == ["5", "7"] and data.labels == [1, 0]
 
@@ -197,8 +197,8 @@ def test_inat_labels_come_from_the_json_not_the_folders(tmp_path):
 @pytest.mark.parametrize("wrong", [{"image_id": 6}, {"category_id": 3}])
 def test_inat_refuses_dangling_annotations(tmp_path, wrong):
     write_inat(tmp_path, annotations=[{"id": 1, "image_id": 5, "category_id": 10, **wrong}])
-    with pytest.raises(UserError, match="that the file does not list"):
-        read_inat(tmp_path / "inat2018", "train", 2018)
+    with pytest.raises(UserError, match="not listed"):
+        read_inat(tmp_path / "inat2018", "train", year=2018)
 
 
 def test_inat_refuses_broken_json(tmp_path):
@@ -206,10 +206,10 @@ def test_inat_refuses_broken_json(tmp_path):
     path = tmp_path / "inat2018" / "train2018.json"
     path.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        read_inat(tmp_path / "inat2018", "train", 2018)
+        read_inat(tmp_path / "inat2018", "train", year=2018)
     path.write_text("{}")
     with pytest.raises(UserError, match="lacks one of annotations, categories, images"):
-        read_inat(tmp_path / "inat2018", "train", 2018)
+        read_inat(tmp_path / "inat2018", "train", year=2018)
 
 
 def write_places(root: Path, categories: str, train: str) -> None:
@@ -221,7 +221,7 @@ def write_places(root: Path, categories: str, train: str) -> None:
 
 def test_places_names_and_paths(tmp_path):
     write_places(tmp_path, "/f/field/wild 1\n/a/airfield 0\n", "/f/field/wild/1.jpg 1\n")
-    data = read_places365(tmp_path / "places365", "train", "256")
+    data = read_places365(tmp_path / "places365", "train", size="256")
     assert data.classes == ["airfield", "field/wild"] and data.labels == [1]
     assert data.paths == [tmp_path / "places365/data_256_standard/f/field/wild/1.jpg"]
 
@@ -230,14 +230,14 @@ def test_places_names_and_paths(tmp_path):
     ("categories", "train", "message"),
     [
         ("/a/airfield 0\n", "/a/airfield/1.jpg 1\n", "label 1 of .* is not one of 0 to 0"),
-        ("/a/airfield 1\n", "/a/airfield/1.jpg 1\n", "labels are not 0, 1, 2"),
-        ("/a/airfield 0\n", "/a/airfield/1.jpg\n", "line 1: .* is not of the form PATH LABEL"),
+        ("/a/airfield 1\n", "/a/airfield/1.jpg 1\n", "labels of the classes are not 0, 1, 2"),
+        ("/a/airfield 0\n", "/a/airfield/1.jpg\n", "line 1, .* is not of the form PATH LABEL"),
     ],
 )
 def test_places_refuses_wrong_lists(tmp_path, categories, train, message):
     write_places(tmp_path, categories, train)
     with pytest.raises(UserError, match=message):
-        read_places365(tmp_path / "places365", "train", "256")
+        read_places365(tmp_path / "places365", "train", size="256")
 
 
 def test_imagefolder_ranks_sorted_names_and_skips_other_files(tmp_path):
@@ -249,14 +249,15 @@ def test_imagefolder_ranks_sorted_names_and_skips_other_files(tmp_path):
     assert data.classes == ["n01", "n02"] and data.labels == [0, 1, 1]
     assert [path.name for path in data.paths] == ["z.png", "a.jpg", "b.JPEG"]
     (tmp_path / "imagenet" / "train" / "n03").mkdir()
-    with pytest.raises(UserError, match="n03 holds no image"):
+    with pytest.raises(UserError, match="n03: class folder holds no image"):
         read_imagefolder(tmp_path / "imagenet", "train")
 
 
 def test_imagefolder_refuses_a_flat_folder(tmp_path):
-    (tmp_path / "imagenet" / "val").mkdir(parents=True)
-    (tmp_path / "imagenet" / "val" / "a.JPEG").write_bytes(b"")
-    with pytest.raises(UserError, match="holds no class folder"):
+    for split in ("train/n01", "val"):
+        (tmp_path / "imagenet" / split).mkdir(parents=True)
+        (tmp_path / "imagenet" / split / "a.JPEG").write_bytes(b"")
+    with pytest.raises(UserError, match="val: holds no class folder; the images must lie in val/<"):
         read_imagefolder(tmp_path / "imagenet", "val")
 
 

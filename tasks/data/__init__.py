@@ -15,7 +15,6 @@ from mae_bench.errors import UserError
 from tasks.data import fingerprints
 from tasks.data.catalog import (
     DATASETS,
-    KIND_OF_TASK,
     LAYOUTS,
     Counts,
     Dataset,
@@ -26,18 +25,18 @@ from tasks.data.catalog import (
     home,
     is_source,
 )
-from tasks.data.formats import Ade20kSplit, CocoSplit, LabeledImages
+from tasks.data.formats import Ade20kSplit, CocoSplit, LabeledImages, Tell, refuse
 from tasks.data.sources import KINDS, read_source, source_fingerprint
 from tasks.data.specs import Spec, spec_fingerprint
 
 __all__ = [
     "DATASETS",
-    "KIND_OF_TASK",
     "Ade20kSplit",
     "CocoSplit",
     "Counts",
     "Dataset",
     "LabeledImages",
+    "Tell",
     "absolute",
     "ade20k_split",
     "check_use",
@@ -49,6 +48,7 @@ __all__ = [
     "is_source",
     "prepare",
     "read_split",
+    "refuse",
 ]
 
 MARKER = "fingerprint.txt"
@@ -69,16 +69,20 @@ def fingerprint(name: str, data_root: Path) -> str:
     return fingerprints.fingerprint(place, LAYOUTS[dataset.layout].parts(place))
 
 
-def read_split(name: str, data_root: Path, split: str) -> Split:
-    """ "train" or "val" of any dataset, as its layout says.
+def read_split(name: str, data_root: Path, split: str, tell: Tell = refuse) -> Split:
+    """Read "train" or "val" of any dataset, as its layout says.
+
+    Args:
+        tell: hears of labels and lists that are wrong; by default the first one is an error.
 
     Raises:
         UserError: something is missing, or cannot be read.
     """
-    dataset = get_dataset(name)
+    dataset, place = get_dataset(name), home(name, data_root)
     if dataset.layout in KINDS:
-        return read_source(name, data_root, split)
-    return LAYOUTS[dataset.layout].read(home(name, data_root), split)
+        return read_source(name, data_root, split, tell)
+    read = LAYOUTS[dataset.layout].read
+    return read(place, split, tell) if dataset.kind == "labelled" else read(place, split)
 
 
 def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:

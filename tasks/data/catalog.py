@@ -40,13 +40,14 @@ class Layout(NamedTuple):
 
     Attributes:
         kind: what a split of it is: "labelled", "coco" or "ade20k".
-        read: the dataset's own folder and a split -> what is there.
+        read: the dataset's own folder and a split -> what is there; of labelled images also who
+            is told of faults.
         parts: the dataset's own folder -> everything that its fingerprint covers.
         landmark: what is in the dataset's own folder, and tells it from others.
     """
 
     kind: str
-    read: Callable[[Path, str], Split]
+    read: Callable[..., Split]
     parts: Callable[[Path], Parts]
     landmark: str = "train"
 

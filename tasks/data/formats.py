@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,12 @@ from mae_bench.errors import UserError, unknown
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SPLITS = ("train", "val")
+# What entries of a json of the COCO family cannot do without.
+ANNOTATION_KEYS = {
+    "annotations": {"image_id", "category_id"},
+    "categories": {"id", "name"},
+    "images": {"id", "file_name"},
+}
 
 
 class Member(NamedTuple):
@@ -74,6 +80,20 @@ class Ade20kSplit:
     map_suffix: str = ".png"
 
 
+# Told by a reader when a dataset breaks a rule of `verify.RULES`: rule, file, what is wrong. The
+# reader goes on behind a fault, so that all are told; what has no right label is left out.
+Tell = Callable[[str, Path, str], None]
+
+
+def refuse(rule: str, file: Path, wrong: str) -> None:
+    """Stop at the first fault: a dataset with one is not used.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{file}: {wrong}; `mae-bench data verify` lists everything that is wrong")
+
+
 def check_split(split: str) -> None:
     """Refuse any split but "train" and "val".
 
@@ -119,36 +139,34 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """Read a json of the COCO family: images, annotations, categories.
 
     Raises:
-        UserError: missing, not JSON, or one of the three lists is not there.
+        UserError: missing, not JSON, or lacks a list, the categories, or a needed key.
     """
     what = "the annotation file"
     try:
         content = json.loads(existing(path, what).read_bytes())
     except ValueError as error:
         raise UserError(f"{what} {path} is not JSON ({error}); fetch it again") from None
-    needed = ("annotations", "categories", "images")
     found = content if isinstance(content, dict) else {}
-    if any(not isinstance(found.get(name), list) for name in needed):
-        raise UserError(f"{what} {path} lacks one of {', '.join(needed)}")
+    for name, keys in ANNOTATION_KEYS.items():
+        if not isinstance(found.get(name), list):
+            raise UserError(f"{what} {path} lacks one of {', '.join(ANNOTATION_KEYS)}")
+        for number, entry in enumerate(found[name]):
+            if not isinstance(entry, dict) or not keys <= entry.keys():
+                raise UserError(
+                    f"{what} {path}: entry {number} of {name} lacks one of "
+                    f"{', '.join(sorted(keys))}"
+                )
     if not content["categories"]:
         raise UserError(f"{what} {path} has no categories; it needs the list of classes")
     return content
 
 
-def below(base: Path, name: str, source: Path) -> Path:
-    """Return the path of a file that a list names, which must be below the list's image folder.
+def leads_outside(name: str) -> bool:
+    """Whether a name in a list is absolute, or climbs out of the list's image folder by "..".
 
-    Links below it may lead anywhere: who made them wanted so.
-
-    Raises:
-        UserError: an absolute name, or one that climbs out with "..".
+    Links inside it may lead anywhere: who made them wanted so.
     """
-    if name.startswith("/") or (".." in name and os.path.normpath(name).startswith("..")):
-        raise UserError(
-            f"{source} names {name!r}, which is outside of {base}; a list may name only what is "
-            "below the dataset's own folder"
-        )
-    return base / name
+    return name.startswith("/") or (".." in name and os.path.normpath(name).startswith(".."))
 
 
 def class_colour(index: int) -> tuple[int, int, int]:

@@ -7,17 +7,19 @@ json or the list says which image has which label; folders say so only where not
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from mae_bench.errors import UserError
 from tasks.data.formats import (
     IMAGE_SUFFIXES,
     LabeledImages,
-    below,
+    Tell,
     check_split,
     existing,
     first_existing,
+    leads_outside,
     read_annotations,
+    refuse,
 )
 
 # Where the training and validation images lie once the archives are unpacked; torchvision renames
@@ -35,96 +37,27 @@ PLACES205_LISTS = {
 }
 
 
-def read_imagefolder(home: Path, split: str) -> LabeledImages:
-    """`{train,val}/<class>/*`; a class's label is the rank of its folder's name."""
-    classes, folders = _class_folders(home, split)
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = _images(folder)
-        paths += found
-        labels += [label] * len(found)
-    return LabeledImages(paths, labels, classes)
-
-
-def _class_folders(home: Path, split: str) -> tuple[list[str], list[Path]]:
+def read_imagefolder(home: Path, split: str, tell: Tell = refuse) -> LabeledImages:
+    """`{train,val}/<class>/*`; a class's label is the rank of its folder among those of train."""
     check_split(split)
-    folder = existing(home / split, f"the {split} split of {home.name}")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
-        raise UserError(
-            f"{folder} holds no class folder; the images must lie in {split}/<class>/, sorted "
-            "there by the labels that the owner of the data ships"
-        )
-    return classes, [folder / name for name in classes]
+    classes = _class_folders(home, "train", tell)
+    return _read_folders(home, split, classes, {name: name for name in classes}, tell)
 
 
-def _images(folder: Path) -> list[Path]:
-    names = [n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
-    if not names:
-        raise UserError(f"class folder {folder} holds no image")
-    return [folder / name for name in sorted(names)]
-
-
-def read_inat(home: Path, split: str, year: int) -> LabeledImages:
-    """`{train,val}<year>.json`; labels are ranks of category ids, never folder order.
-
-    Training and validation images share one tree, which only the json separates.
-    """
-    check_split(split)
-    path = home / f"{split}{year}.json"
-    content = read_annotations(path)
-    try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        rank = {category["id"]: label for label, category in enumerate(categories)}
-        files = {image["id"]: below(home, image["file_name"], path) for image in content["images"]}
-        pairs = [(item["image_id"], item["category_id"]) for item in content["annotations"]]
-        classes = [category["name"] for category in categories]
-    except KeyError as error:
-        raise UserError(f"{path}: an entry lacks {error}; fetch the file again") from None
-    for image, category in pairs:
-        if image not in files or category not in rank:
-            raise UserError(
-                f"{path}: annotation of image {image!r} with category {category!r} names one that "
-                "the file does not list"
-            )
-    return LabeledImages([files[i] for i, _ in pairs], [rank[c] for _, c in pairs], classes)
-
-
-def read_places365(home: Path, split: str, size: str = "large") -> LabeledImages:
-    """The list files of Places365-Standard.
-
-    Args:
-        size: "large" or "256", of the images.
-    """
-    check_split(split)
-    classes = [_place(name) for name in _categories(home / PLACES365_CATEGORIES)]
-    names = PLACES365_FOLDERS[size][split]
-    base = first_existing(home, names, f"the image folder of the {split} split")
-    listing = home / PLACES365_LISTS[split]
-    return _listed(listing, base, classes)
-
-
-def read_places365_easyformat(home: Path, split: str) -> LabeledImages:
+def read_places365_easyformat(home: Path, split: str, tell: Tell = refuse) -> LabeledImages:
     """`{train,val}/<class>/*` with `field/wild` as `field-wild`; labels as in Places365's own list.
 
     Without that list (see `easyformat_categories`) the classes are in the order of their names,
     which is that of the published list.
     """
-    found, folders = _class_folders(home, split)
+    check_split(split)
     listing = easyformat_categories(home)
-    names = [_place(name) for name in _categories(listing)] if listing else None
-    classes = names or sorted(name.replace("-", "/") for name in found)
-    rank = {name.replace("/", "-"): label for label, name in enumerate(classes)}
-    paths: list[Path] = []
-    labels: list[int] = []
-    for name, folder in zip(found, folders, strict=True):
-        if name not in rank:
-            raise UserError(f"class folder {folder} is none of the classes that {listing} lists")
-        images = _images(folder)
-        paths += images
-        labels += [rank[name]] * len(images)
-    return LabeledImages(paths, labels, classes)
+    found = _class_folders(home, "train", tell)
+    names = sorted(name.replace("-", "/") for name in found)
+    classes = _categories(listing, tell) if listing else names
+    return _read_folders(
+        home, split, classes, {name.replace("/", "-"): name for name in classes}, tell
+    )
 
 
 def easyformat_categories(home: Path) -> Path | None:
@@ -133,7 +66,94 @@ def easyformat_categories(home: Path) -> Path | None:
     return next((path for path in lists if path.is_file()), None)
 
 
-def read_places205(home: Path, split: str) -> LabeledImages:
+def _class_folders(home: Path, split: str, tell: Tell) -> list[str]:
+    folder = existing(home / split, f"the {split} split of {home.name}")
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        tell(
+            "flat-folder",
+            folder,
+            f"holds no class folder; the images must lie in {split}/<class>/, sorted there by the "
+            "labels that the owner of the data ships",
+        )
+    return classes
+
+
+def _read_folders(
+    home: Path, split: str, classes: list[str], class_of: Mapping[str, str], tell: Tell
+) -> LabeledImages:
+    """Images of the class folders of a split.
+
+    Args:
+        class_of: name of a folder -> its class.
+    """
+    found = _class_folders(home, split, tell)
+    for name in sorted({*found} - {*class_of}):
+        tell("class-lists", home / split / name, "is the folder of no known class")
+    for name in sorted({*class_of} - {*found}):
+        tell("empty-class", home / split / name, f"class {name!r} has no folder")
+    rank = {name: label for label, name in enumerate(classes)}
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in found:
+        if name not in class_of:
+            continue
+        images = _images(home / split / name)
+        if not images:
+            tell("empty-class", home / split / name, "class folder holds no image")
+        paths += images
+        labels += [rank[class_of[name]]] * len(images)
+    return LabeledImages(paths, labels, classes)
+
+
+def _images(folder: Path) -> list[Path]:
+    names = [n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+    return [folder / name for name in sorted(names)]
+
+
+def read_inat(home: Path, split: str, tell: Tell = refuse, *, year: int) -> LabeledImages:
+    """`{train,val}<year>.json`; labels are ranks of category ids, never folder order.
+
+    Training and validation images share one tree, which only the json separates.
+    """
+    check_split(split)
+    path = home / f"{split}{year}.json"
+    content = read_annotations(path)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    rank = {category["id"]: label for label, category in enumerate(categories)}
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    paths: list[Path] = []
+    labels: list[int] = []
+    for annotation in content["annotations"]:
+        image, category = annotation["image_id"], annotation["category_id"]
+        if image not in files:
+            tell("unknown-image", path, f"an annotation is of image {image!r}, which is not listed")
+        elif category not in rank:
+            tell("label-range", path, f"image {image!r} has category {category!r}, not listed")
+        elif leads_outside(files[image]):
+            tell("outside-root", path, f"names {files[image]!r}, outside of {home}")
+        else:
+            paths.append(home / files[image])
+            labels.append(rank[category])
+    return LabeledImages(paths, labels, [category["name"] for category in categories])
+
+
+def read_places365(
+    home: Path, split: str, tell: Tell = refuse, *, size: str = "large"
+) -> LabeledImages:
+    """The list files of Places365-Standard.
+
+    Args:
+        size: "large" or "256", of the images.
+    """
+    check_split(split)
+    names = PLACES365_FOLDERS[size][split]
+    base = first_existing(home, names, f"the image folder of the {split} split")
+    classes = _categories(home / PLACES365_CATEGORIES, tell)
+    return _listed(home / PLACES365_LISTS[split], base, classes, tell)
+
+
+def read_places205(home: Path, split: str, tell: Tell = refuse) -> LabeledImages:
     """`trainvalsplit_places205/{train,val}_places205.csv`, which separate by a space.
 
     A class is named by the folder of its images; labels are those of the list.
@@ -142,51 +162,55 @@ def read_places205(home: Path, split: str) -> LabeledImages:
     base = existing(home / PLACES205_IMAGES, "the image folder")
     training = home / PLACES205_LISTS["train"]
     names: dict[int, str] = {}
-    for name, label in read_list(training):
+    for name, label in read_list(training, tell):
         names.setdefault(label, name.rpartition("/")[0])
-    if sorted(names) != list(range(len(names))):
-        raise UserError(f"{training}: labels are not 0, 1, 2, ...")
-    classes = [_place(f"/{names[label]}") for label in range(len(names))]
-    return _listed(home / PLACES205_LISTS[split], base, classes)
+    classes = _in_order({place(f"/{name}"): label for label, name in names.items()}, training, tell)
+    return _listed(home / PLACES205_LISTS[split], base, classes, tell)
 
 
-def _place(name: str) -> str:
-    """ "/f/field/wild" is the category field/wild, filed under its first letter."""
+def place(name: str) -> str:
+    """Category of a folder: "/f/field/wild" is field/wild, filed under its first letter."""
     return name[3:] if name[2:3] == "/" else name.lstrip("/")
 
 
-def _categories(path: Path) -> list[str]:
+def _categories(path: Path, tell: Tell) -> list[str]:
     """Category names in the order of their labels."""
-    ordered = sorted(read_list(path), key=lambda item: item[1])
-    if [label for _, label in ordered] != list(range(len(ordered))):
-        raise UserError(f"{path}: labels are not 0, 1, 2, ...")
-    return [name for name, _ in ordered]
+    return _in_order({place(name): label for name, label in read_list(path, tell)}, path, tell)
 
 
-def _listed(listing: Path, base: Path, classes: list[str]) -> LabeledImages:
-    entries = read_list(listing)
-    for name, label in entries:
+def _in_order(labels: Mapping[str, int], path: Path, tell: Tell) -> list[str]:
+    if sorted(labels.values()) != list(range(len(labels))):
+        tell("label-range", path, "labels of the classes are not 0, 1, 2, ...")
+    return sorted(labels, key=lambda name: labels[name])
+
+
+def _listed(listing: Path, base: Path, classes: list[str], tell: Tell) -> LabeledImages:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name, label in read_list(listing, tell):
+        # The training list of Places365 names categories from the root, as in "/a/airfield/1.jpg".
+        name = name.removeprefix("/")
         if label >= len(classes):
-            raise UserError(
-                f"{listing}: label {label} of {name} is not one of 0 to {len(classes) - 1}"
+            tell(
+                "label-range",
+                listing,
+                f"label {label} of {name} is not one of 0 to {len(classes) - 1}",
             )
-    # The training list of Places365 names categories from the root: "/a/airfield/00000001.jpg 0".
-    paths = [below(base, name.removeprefix("/"), listing) for name, _ in entries]
-    return LabeledImages(paths, [label for _, label in entries], classes)
+        elif leads_outside(name):
+            tell("outside-root", listing, f"names {name!r}, outside of {base}")
+        else:
+            paths.append(base / name)
+            labels.append(label)
+    return LabeledImages(paths, labels, classes)
 
 
-def read_list(path: Path) -> list[tuple[str, int]]:
-    """Lines of the form PATH LABEL.
-
-    Raises:
-        UserError: missing, empty, or a line of another form.
-    """
+def read_list(path: Path, tell: Tell = refuse) -> list[tuple[str, int]]:
+    """Lines of the form PATH LABEL."""
     entries = []
     for number, line in enumerate(existing(path, "the list file").read_text().splitlines(), 1):
         name, _, label = line.rpartition(" ")
-        if not name or not label.isdecimal():
-            raise UserError(f"{path}, line {number}: {line!r} is not of the form PATH LABEL")
-        entries.append((name, int(label)))
-    if not entries:
-        raise UserError(f"{path} is empty; it needs lines of the form PATH LABEL")
+        if name and label.isdecimal():
+            entries.append((name, int(label)))
+        else:
+            tell("list-line", path, f"line {number}, {line!r}, is not of the form PATH LABEL")
     return entries

@@ -99,7 +99,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _is_turned(image: Image.Image) -> bool:
+def is_turned(image: Image.Image) -> bool:
+    """Whether the camera's orientation makes width and height change places."""
     try:
         return image.getexif().get(ORIENTATION, 1) >= 5
     except DAMAGE:
@@ -116,7 +117,7 @@ class RandomCrop(RandomResizedCropAndInterpolation):
     def __call__(self, image: Image.Image) -> Image.Image:
         """An image, decoded or only opened -> crop of the final size."""
         lazy = isinstance(image, ImageFile.ImageFile)
-        if not lazy or image.format != "JPEG" or _is_turned(image):
+        if not lazy or image.format != "JPEG" or is_turned(image):
             return super().__call__(decode(image))
         width, height = image.size
         top, left, rows, columns = self.get_params(image, self.scale, self.ratio)

@@ -14,14 +14,14 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae_bench.errors import UserError, unknown
+from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
-from tasks.data.formats import SPLITS, LabeledImages, Member
+from tasks.data.formats import SPLITS, LabeledImages, Member, Tell, check_split, refuse
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 HELD_OUT = 50
@@ -37,18 +37,19 @@ class Entry(NamedTuple):
     split: str | None = None
 
 
-def read_source(name: str, data_root: Path, split: str) -> LabeledImages:
+def read_source(name: str, data_root: Path, split: str, tell: Tell = refuse) -> LabeledImages:
     """Images of "train" or "val".
 
     Args:
-        data_root: where the offsets into tar shards are kept for the next time.
+        data_root: where the offsets into tar shards are kept for the next time; a list of files
+            may name what is below it, too.
 
     Raises:
         UserError: nothing there, no image, or so few that none is left to train on.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    entries = _entries(name, data_root)
+    check_split(split)
+    kind, _, place = name.partition(":")
+    entries = KINDS[kind].entries(place, data_root, tell)
     classes = sorted({entry.label for entry in entries}, key=_by_number)
     rank = {label: number for number, label in enumerate(classes)}
     if any(entry.split == "val" for entry in entries):
@@ -75,9 +76,32 @@ def source_fingerprint(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _entries(name: str, data_root: Path) -> list[Entry]:
+def check_labels(name: str, tell: Tell) -> None:
+    """Tell what keeps the folders of an `imagefolder:` from being labels; other kinds have lists.
+
+    Who pretrains needs no labels, so reading the images does not ask for this.
+    """
     kind, _, place = name.partition(":")
-    return KINDS[kind].entries(place, data_root)
+    root = Path(place)
+    if kind != "imagefolder" or not (root / "train").is_dir():
+        return
+    trained, scored = (_classes(root / split, tell) for split in ("train", "val"))
+    for label in sorted(scored - trained):
+        tell("class-lists", root / "val" / label, "is a class without training images")
+
+
+def _classes(folder: Path, tell: Tell) -> set[str]:
+    """The class folders of a split that hold images."""
+    if not folder.is_dir():
+        tell("split-missing", folder, "does not exist; labels are scored on it")
+        return set()
+    classes = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    if not classes:
+        tell("flat-folder", folder, f"holds no class folder; give {folder.name}/<class>/<image>")
+    empty = {label for label in classes if not any(_images_below(folder / label))}
+    for label in sorted(empty):
+        tell("empty-class", folder / label, "class folder holds no image")
+    return classes - empty
 
 
 def _by_number(label: str) -> tuple[int, str]:
@@ -91,20 +115,22 @@ def _folder_files(place: str) -> list[Path]:
     root = Path(place)
     if not root.is_dir():
         raise UserError(f"imagefolder:{place}: there is no such folder")
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-    ]
+    found = sorted(_images_below(root))
     if not found:
         raise UserError(
             f"imagefolder:{place}: the folder holds no image ({', '.join(sorted(SUFFIXES))})"
         )
-    return sorted(found)
+    return found
 
 
-def _folder_entries(place: str, data_root: Path) -> list[Entry]:
+def _images_below(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _folder_entries(place: str, data_root: Path, tell: Tell) -> list[Entry]:
     """`{train,val}/<class>/...`, `<class>/...` or images alone."""
     root, paths = Path(place), _folder_files(place)
     has_splits = (root / "train").is_dir()
@@ -124,7 +150,20 @@ def _folder_entries(place: str, data_root: Path) -> list[Entry]:
 # --- a list of files -------------------------------------------------------------------------
 
 
-def _listed(place: str, data_root: Path | None = None) -> list[Entry]:
+def _list_entries(place: str, data_root: Path, tell: Tell) -> list[Entry]:
+    """What a list names, if it is below the list's own folder or the data root."""
+    roots = tuple(os.path.abspath(root) + os.sep for root in (Path(place).parent, data_root))
+    entries = []
+    for entry in _listed(place):
+        if os.path.abspath(str(entry.place)).startswith(roots):
+            entries.append(entry)
+        else:
+            where = " and ".join(roots)
+            tell("outside-root", Path(place), f"names {entry.place}, which is outside of {where}")
+    return entries
+
+
+def _listed(place: str) -> list[Entry]:
     """One path a line, from the list's own folder on; a label (a number) after each, or none."""
     listing = Path(place)
     if not listing.is_file():
@@ -174,7 +213,7 @@ def _shards(place: str) -> list[Path]:
     return paths
 
 
-def _tar_entries(place: str, data_root: Path) -> list[Entry]:
+def _tar_entries(place: str, data_root: Path, tell: Tell) -> list[Entry]:
     """All images of the shards; those of shards with "val" in their name are for validation."""
     shards = _shards(place)
     has_val = any("val" in shard.name for shard in shards)
@@ -236,11 +275,11 @@ class Kind(NamedTuple):
 
     place: str
     files: Callable[[str], Iterable[Path]]
-    entries: Callable[[str, Path], list[Entry]]
+    entries: Callable[[str, Path, Tell], list[Entry]]
 
 
 KINDS = {
     "imagefolder": Kind("DIR", _folder_files, _folder_entries),
-    "filelist": Kind("FILE", _listed_files, _listed),
+    "filelist": Kind("FILE", _listed_files, _list_entries),
     "tar": Kind("DIR, FILE or PATTERN", _shards, _tar_entries),
 }
