@@ -3,7 +3,8 @@
 A recipe file (`configs/<task>/<name>.py`) opens with literals: `recipe`, sections of plain values;
 `variants`, if there are any, the overrides for some backbones or inits; `smoke`, the overrides
 that make it two iterations long; and `protocol`, what the paper and the official code do in the
-same place (`mae_bench.protocol`). What follows in the file makes it a native config of its engine
+same place (`mae_bench.protocol`). One that is another but for some keys says `base = "<task>/<name>"`
+and the differences as `variants` (with {} as the condition for all runs). What follows in the file makes it a native config of its engine
 and is not needed here, so that planning imports no torch.
 """
 
@@ -79,11 +80,25 @@ def _literals(name: str) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             target = node.targets[0].id
-            if target in {"recipe", "variants", "smoke", "protocol"}:
+            if target in {"base", "recipe", "variants", "smoke", "protocol"}:
                 found[target] = ast.literal_eval(node.value)
+    if "base" in found:
+        found = _derived(_literals(found["base"]), found)
     if "recipe" not in found:
         raise UserError(f"{path} has no literal `recipe = {{...}}`; see configs/ for examples")
     return found
+
+
+def _derived(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The literals of a recipe that states its differences from another one."""
+    protocol, changes = base.get("protocol", {}), own.get("protocol", {})
+    settings = {**protocol.get("settings", {}), **changes.get("settings", {})}
+    return {
+        "recipe": base["recipe"],
+        "variants": [*base.get("variants", []), *own.get("variants", [])],
+        "smoke": {**base.get("smoke", {}), **own.get("smoke", {})},
+        "protocol": {**protocol, **changes, "settings": settings},
+    }
 
 
 def load_recipe(
@@ -165,7 +180,10 @@ def set_key(values: Values, key: str, value: Any, name: str) -> None:
             f"override {key}={value!r} of recipe {name} is {_kind(value)}; "
             f"{_kind(old)} is needed, as in {key}={json.dumps(old)}"
         )
-    _check_number(key, value, name)
+    # A length in epochs may stand in its place.
+    by_epochs = last in {"iterations", "warmup_iterations"} and "warmup_epochs" in place
+    if value is not None or not by_epochs:
+        _check_number(key, value, name)
     place[last] = value
 
 

@@ -70,3 +70,14 @@ def test_jitter_changes_colours_within_its_strength():
 def test_unknown_augmentation():
     with pytest.raises(UserError, match=r"unknown augmentation 'randon'\. Did you mean random"):
         training_transform(32, (0.2, 1.0), augmentation="randon")
+
+
+def test_none_from_the_command_line(image):
+    one, other = (draws(image, augmentation, 1)[0] for augmentation in (None, "none"))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.2), (0.2, 1.5), (0.2,), (float("nan"), 1.0)])
+def test_scale_that_is_no_share_of_an_image(scale):
+    with pytest.raises(UserError, match=r"data\.crop_scale .*as in \[0\.2, 1\.0\]"):
+        training_transform(32, scale)

@@ -158,6 +158,17 @@ def test_duration_prefers_iterations():
     solver = {"iterations": 7, "epochs": 3, "warmup_iterations": None, "warmup_epochs": 0.5}
     assert engine.duration({**solver, "batch_size": 4}, 10) == (7, 1)
     assert engine.duration({**solver, "iterations": None, "batch_size": 4}, 10) == (8, 1)
+    neither = {**solver, "iterations": None, "epochs": None, "batch_size": 4}
+    with pytest.raises(UserError, match="give solver.iterations or solver.epochs"):
+        engine.duration(neither, 10)
+
+
+@pytest.mark.parametrize("name", ["mini_mae", "mini_supervised", "mini_tokenizer", "mae"])
+def test_every_recipe_can_be_trained_in_epochs(name):
+    changes = {"solver.iterations": None, "solver.epochs": 3}
+    changes |= {"solver.warmup_iterations": None, "solver.warmup_epochs": 1}
+    solver = load_recipe(f"pretraining/{name}", {**changes, "solver.batch_size": 5})["solver"]
+    assert engine.duration(solver, 100) == (60, 20)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ recipe = {
         "decoder_heads": 2,
     },
     "solver": {
+        "epochs": None,
         "iterations": 1500,
         "batch_size": 128,
         "accumulation": 1,
@@ -38,6 +39,7 @@ recipe = {
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
         "layer_decay": 1.0,
+        "warmup_epochs": None,
         "warmup_iterations": 50,
         "amp": None,
         "activation_checkpointing": False,

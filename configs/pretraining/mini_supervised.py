@@ -24,6 +24,7 @@ recipe = {
         "ema_decay": 0.0,
     },
     "solver": {
+        "epochs": None,
         "iterations": 1000,
         "batch_size": 64,
         "accumulation": 1,
@@ -33,6 +34,7 @@ recipe = {
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
         "layer_decay": 1.0,
+        "warmup_epochs": None,
         "warmup_iterations": 100,
         "amp": None,
         "activation_checkpointing": False,

@@ -21,6 +21,7 @@ recipe = {
         "prior": 1e-3,
     },
     "solver": {
+        "epochs": None,
         "iterations": 700,
         "batch_size": 32,
         "accumulation": 1,
@@ -30,6 +31,7 @@ recipe = {
         "betas": [0.9, 0.999],
         "weight_decay": 0.0,
         "layer_decay": 1.0,
+        "warmup_epochs": None,
         "warmup_iterations": 50,
         "amp": None,
         "activation_checkpointing": False,

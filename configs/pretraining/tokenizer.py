@@ -24,6 +24,7 @@ recipe = {
         "prior": 1e-4,
     },
     "solver": {
+        "epochs": None,
         "iterations": 150_000,
         "batch_size": 512,
         "base_lr": 5e-5,
@@ -32,6 +33,7 @@ recipe = {
         "betas": [0.9, 0.999],
         "weight_decay": 1e-4,
         "layer_decay": 1.0,
+        "warmup_epochs": None,
         "warmup_iterations": 5000,
         "amp": None,
         "activation_checkpointing": False,

@@ -126,7 +126,7 @@ def training_transform(
     scale: Sequence[float],
     rand_augment: str = "",
     erasing: float = 0.0,
-    augmentation: str = "random",
+    augmentation: str | None = "random",
     crop_ratio: float = 224 / 256,
 ) -> Transform:
     """Random resized crop (bicubic), horizontal flip, ImageNet normalisation, and options.
@@ -140,12 +140,19 @@ def training_transform(
         crop_ratio: of fixed crops: their side to the image's short side.
 
     Raises:
-        UserError: a description that timm does not know, an unknown augmentation.
+        UserError: a description that timm does not know, an unknown augmentation, a scale that is
+            no share of an image.
 
     Source: facebookresearch/mae main_pretrain.py (scale 0.2-1), main_linprobe.py, util/datasets.py
     (fine-tuning's RandAugment and erasing).
     """
-    steps = _crop(size, scale, augmentation, crop_ratio)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(
+            f"data.crop_scale {list(scale)}: the least and the largest share of an image's area are "
+            "needed, as in [0.2, 1.0]"
+        )
+    # On the command line the word "none" is read as None.
+    steps = _crop(size, scale, augmentation or "none", crop_ratio)
     if rand_augment:
         steps.append(_rand_augment(rand_augment, size))
     steps.append(normalise)

@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mae_bench.errors import UserError
+
 
 def cosine_lr(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
     """Linear warm-up from exactly 0, then half a cosine down to `floor`, per iteration.
@@ -36,13 +38,18 @@ def duration(solver: Mapping[str, Any], images: int) -> tuple[int, int]:
             warmup_epochs stand for it.
         images: in the training set. An epoch is images / batch_size steps, not rounded: order
             goes on from one epoch to the next in the middle of a batch.
+
+    Raises:
+        UserError: neither is given.
     """
     per_epoch = images / solver["batch_size"]
     iterations, warmup = solver["iterations"], solver["warmup_iterations"]
     if iterations is None:
+        if solver["epochs"] is None:
+            raise UserError("training has no length: give solver.iterations or solver.epochs")
         iterations = max(1, round(solver["epochs"] * per_epoch))
     if warmup is None:
-        warmup = round(solver["warmup_epochs"] * per_epoch)
+        warmup = round((solver["warmup_epochs"] or 0) * per_epoch)
     return iterations, warmup
 
 
