@@ -218,11 +218,10 @@ def build(
 ) -> TableResult:
     """Build one table from its seeds' results, by (table, init, column, backbone)."""
     settings = [column.scales.get(scale) for column in table.columns]
+    backbones = dict.fromkeys(name for setting in settings if setting for name in setting.backbones)
     columns, grid = [], []
     for index, (column, setting) in enumerate(zip(table.columns, settings, strict=True)):
-        if setting is None:  # what a scale does not have at all is no hole in its table
-            continue
-        for backbone in setting.backbones:
+        for backbone in setting.backbones if setting else backbones:
             found = [
                 tuple(results.get((table.name, row.init, index, backbone), ()))
                 for row in table.rows
@@ -233,7 +232,7 @@ def build(
                 Cell(_in_unit(seeds, unit, higher), its)
                 for seeds, its in zip(found, references, strict=True)
             ]
-            if scale == "paper":
+            if scale == "paper" and setting is not None:
                 cells = [_compared(cell, backbone, setting, records) for cell in cells]
             grid.append(_ranked(cells, higher))
             smallest = significance.minimum_difference(_samples(cells))

@@ -126,7 +126,8 @@ def make_plan(
     absent = {table.name: reason for table in tables if (reason := _lacks(table, scale))}
     if len(absent) == len(tables):
         raise UserError("; ".join(absent.values()))
-    tables = _add_rows([table for table in tables if table.name not in absent], planner.inits)
+    there = [_at_scale(table, scale) for table in tables if table.name not in absent]
+    tables = _add_rows(there, planner.inits)
     asked = select([cell for table in tables for cell in _cells(table, scale, seeds)], only)
     cells = {cell.key: planner.cell(cell) for cell in asked}
     noted = tuple(_note(table, overrides or {}, smoke) for table in tables)
@@ -198,6 +199,16 @@ def _lacks(table: Table, scale: Scale) -> str | None:
         f"{table.name} has no scale {scale!r}. It has: {', '.join(scales)}. "
         f"Give --scale {scales[0]} or another table"
     )
+
+
+def _at_scale(table: Table, scale: Scale) -> Table:
+    """Leave out the columns that a scale does not have, and say so below the table."""
+    columns = tuple(column for column in table.columns if scale in column.scales)
+    if len(columns) == len(table.columns):
+        return table
+    names = [f"{c.group} {c.title}" for c in table.columns if c not in columns]
+    note = f"{table.note} Only at another scale: {'; '.join(names)}.".strip()
+    return table.model_copy(update={"columns": columns, "note": note})
 
 
 def _cells(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Cell]:

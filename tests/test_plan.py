@@ -51,10 +51,11 @@ def test_every_cell_has_a_run_or_a_reason() -> None:
 
 def test_cells_point_at_the_run_they_are_about() -> None:
     found = plan(seeds=[0, 3])
+    tables = {table.name: table for table in found.tables}
     runs = {planned.run.id: planned.run for planned in found.runs}
     for key, cell in found.cells.items():
         if cell.run_id:
-            run, table = runs[cell.run_id], load_tables([key.table])[0]
+            run, table = runs[cell.run_id], tables[key.table]
             setting = table.columns[key.column].scales["mini"]
             assert (run.init, run.seed, run.backbone) == (key.init, key.seed, key.backbone)
             assert (run.dataset, run.recipe) == (setting.dataset, setting.recipe)

@@ -65,6 +65,7 @@ INITS: dict[str, Init] = {
     ),
     **{f"mae-{target}": _mae(target) for target in TARGETS},
     **{f"mae-pixel/{name}": _mae("pixel", changes) for name, changes in ABLATIONS.items()},
+    "dino": Init(imported=True),
     "moco-v3": Init(imported=True),
     "beit": Init(imported=True),
 }
