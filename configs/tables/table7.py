@@ -2,6 +2,8 @@
 
 from mae_bench.records import Column, Published, Row, Setting, Table
 
+BACKBONES = ("vit_base_patch16", "vit_large_patch16", "vit_huge_patch14")
+
 
 def _column(
     group: str,
@@ -11,10 +13,11 @@ def _column(
     mini: tuple[str, str],
     published: tuple[str, ...],
     paper: tuple[str, str] | None = None,
+    sizes: int = 2,
 ) -> Column:
     scales = {"mini": _setting(("vit_mini_patch8",), *mini)}
     if paper:
-        scales["paper"] = _setting(("vit_base_patch16", "vit_large_patch16"), *paper)
+        scales["paper"] = _setting(BACKBONES[:sizes], *paper)
     kind, published_dataset, published_metric = published
     return Column(
         title=title,
@@ -52,6 +55,8 @@ TABLE = Table(
             "top1",
             ("mini-imagenet", "classification/mini_finetune"),
             ("finetune", "imagenet-1k", "top1"),
+            ("imagenet", "classification/finetune"),
+            sizes=3,
         ),
         _column(
             "COCO",
