@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import cpu_training
+from backbones.cpu_training import Linear, linear
 from backbones.positions import (
     CLASS_ROWS,
     Grid,
@@ -48,11 +49,11 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.num_heads, self.window_size, self.extent = num_heads, window_size, extent
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias is True)
+        self.qkv = Linear(dim, dim * 3, bias=qkv_bias is True)
         if qkv_bias == "qv":
             self.q_bias = nn.Parameter(torch.zeros(dim))
             self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.relative = relative
         if relative == "table":
             rows = num_offsets(extent) + CLASS_ROWS * class_token
@@ -70,10 +71,10 @@ class Attention(nn.Module):
             bias: (n, N, N) shared with other blocks, or (n, s*s, s*s) in windows.
         """
         if not self.window_size:
-            return self.proj(self._attend(F.linear(x, self.qkv.weight, self._bias()), grid, bias))
+            return self.proj(self._attend(linear(x, self.qkv.weight, self._bias()), grid, bias))
         # Padding comes after the projection, and what it projects to is the bias alone: as if
         # zeros had been padded before, at no cost for tokens that are not there.
-        windows = to_windows(F.linear(x, self.qkv.weight).unflatten(1, grid), self.window_size)
+        windows = to_windows(linear(x, self.qkv.weight).unflatten(1, grid), self.window_size)
         if (qkv_bias := self._bias()) is not None:
             windows += qkv_bias.to(windows.dtype)
         windows = self._attend(windows, (self.window_size, self.window_size), bias)

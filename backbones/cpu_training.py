@@ -1,10 +1,10 @@
 """Attention and MLP for training in bfloat16 on a CPU: half the memory, a fraction of the time.
 
 PyTorch's fused attention is slow there in the backward pass (measured with 2.14: three times as
-slow as plain matrix products), and what autograd keeps of both is more than needed. Here the
-products are plain ones, over as many samples at a time as the caches hold, and attention weights
-and activations are computed again instead of kept. The results are those of the plain formulas in
-bfloat16.
+slow as plain matrix products), and what autograd keeps is more than needed. Here the products are
+plain ones, over as many samples at a time as the caches hold; attention weights, activations and
+the bfloat16 copies of fp32 weights, which autocast would keep, are computed again. The results are
+those of the plain formulas in bfloat16.
 
 Shapes: B batch, N tokens, D width, n heads, d = D/n.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Attention weights held at a time; 2 MB of them.
@@ -25,13 +25,21 @@ CHUNK = 2**20
 
 
 def applies(x: Tensor) -> bool:
-    """Whether a tensor is on its way through a training step in bfloat16 on a CPU."""
+    """Whether products with a tensor are part of a training step in bfloat16 on a CPU."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
     return (
-        x.dtype == torch.bfloat16
+        torch.bfloat16 in {x.dtype, autocast}
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias: (..., D) -> (..., out)."""
+    if not applies(x):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x.bfloat16(), weight, bias, False)
 
 
 def self_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -39,34 +47,50 @@ def self_attention(qkv: Tensor, num_heads: int) -> Tensor:
     return _SelfAttention.apply(qkv, num_heads)
 
 
+class Linear(nn.Linear):
+    """torch's, by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., out)."""
+        return linear(x, self.weight, self.bias)
+
+
 class LeanMlp(Mlp):
     """timm's MLP; in a training step in bfloat16 on a CPU it keeps no activations but its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        hidden = self.fc1(x)
+        hidden = linear(x, self.fc1.weight, self.fc1.bias)
         if applies(hidden):
-            weight, bias = (p.to(hidden.dtype) for p in (self.fc2.weight, self.fc2.bias))
-            return _GeluLinear.apply(hidden, weight, bias)
+            return _Linear.apply(hidden, self.fc2.weight, self.fc2.bias, True)
         return self.fc2(self.act(hidden))
 
 
-class _GeluLinear(torch.autograd.Function):
-    """linear(gelu(x)), which keeps x only."""
+class _Linear(torch.autograd.Function):
+    """linear(x) or linear(gelu(x)) of bfloat16 x, which keeps x and the weight as it is stored."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+        ctx.gelu = gelu
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.linear(F.gelu(x) if gelu else x, weight.to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        grad_weight = rows.T @ F.gelu(x).flatten(0, -2)
-        grad_x = torch.ops.aten.gelu_backward(grad @ weight, x)
-        return grad_x, grad_weight, rows.sum(dim=0)
+        rows, needed = grad.flatten(0, -2), ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needed[0]:
+            grad_x = grad @ weight.to(grad.dtype)
+            grad_x = torch.ops.aten.gelu_backward(grad_x, x) if ctx.gelu else grad_x
+        if needed[1]:
+            inputs = F.gelu(x) if ctx.gelu else x
+            grad_weight = (rows.T @ inputs.flatten(0, -2)).to(weight.dtype)
+        if needed[2]:
+            grad_bias = rows.sum(dim=0).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None
 
 
 class _SelfAttention(torch.autograd.Function):

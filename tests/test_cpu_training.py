@@ -43,16 +43,37 @@ def test_attention(batch, length, heads, dim, chunk, monkeypatch):
     assert_as_good(ours, plain, exact)
 
 
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24)])
-def test_gelu_linear(shape):
+def test_linear(shape, bias, gelu):
     torch.manual_seed(0)
-    inputs = [torch.randn(*shape), torch.randn(6, 24), torch.randn(6)]
+    inputs = [torch.randn(*shape), torch.randn(6, 24)] + [torch.randn(6)] * bias
     inputs, grad = [x.bfloat16() for x in inputs], torch.randn(*shape[:-1], 6).bfloat16()
-    ours = gradients(cpu_training._GeluLinear.apply, inputs, grad)
-    plain = gradients(lambda x, w, b: F.linear(F.gelu(x), w, b), inputs, grad)
-    doubles = [x.double() for x in inputs]
-    exact = gradients(lambda x, w, b: F.linear(F.gelu(x), w, b), doubles, grad)
-    assert_as_good(ours, plain, exact)
+
+    def lean(x, weight, bias=None):
+        return cpu_training._Linear.apply(x, weight, bias, gelu)
+
+    def plain(x, weight, bias=None):
+        return F.linear(F.gelu(x) if gelu else x, weight, bias)
+
+    exact = gradients(plain, [x.double() for x in inputs], grad)
+    assert_as_good(gradients(lean, inputs, grad), gradients(plain, inputs, grad), exact)
+
+
+def test_linear_keeps_no_copy_of_its_weight_and_gives_gradients_only_where_asked():
+    layer, x = cpu_training.Linear(8, 6), torch.randn(5, 8)
+    layer.weight.requires_grad_(False)
+    kept = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    assert any(t is layer.weight for t in kept) and len(kept) == 2
+    out.float().sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad.tolist() == [5.0] * 6
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -60,7 +81,7 @@ def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkey
     torch.manual_seed(0)
     block, x = Block(32, 4), torch.randn(2, 9, 32)
     calls = []
-    for name in ("_SelfAttention", "_GeluLinear"):
+    for name in ("_SelfAttention", "_Linear"):
         function = getattr(cpu_training, name)
         apply = function.apply
         monkeypatch.setattr(
@@ -71,7 +92,8 @@ def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkey
         assert not calls
         with torch.autocast("cpu", torch.bfloat16):
             lean = block(x)
-    assert calls == (["_SelfAttention", "_GeluLinear"] if grad else [])
+    expected = ["_Linear", "_SelfAttention", "_Linear", "_Linear", "_Linear"]
+    assert calls == (expected if grad else [])
     assert lean.dtype == torch.float32
     torch.testing.assert_close(lean, plain, atol=0.02, rtol=0.02)
 

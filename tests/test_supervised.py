@@ -159,7 +159,7 @@ def test_duration_prefers_iterations():
     assert engine.duration({**solver, "batch_size": 4}, 10) == (7, 1)
     assert engine.duration({**solver, "iterations": None, "batch_size": 4}, 10) == (8, 1)
     neither = {**solver, "iterations": None, "epochs": None, "batch_size": 4}
-    with pytest.raises(UserError, match="give solver.iterations or solver.epochs"):
+    with pytest.raises(UserError, match="training has no length"):
         engine.duration(neither, 10)
 
 

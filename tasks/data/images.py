@@ -148,8 +148,8 @@ def training_transform(
     """
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
-            f"data.crop_scale {list(scale)}: the least and the largest share of an image's area are "
-            "needed, as in [0.2, 1.0]"
+            f"data.crop_scale {list(scale)}: the least and the largest share of an image's area "
+            "are needed, as in [0.2, 1.0]"
         )
     # On the command line the word "none" is read as None.
     steps = _crop(size, scale, augmentation or "none", crop_ratio)
