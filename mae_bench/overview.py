@@ -200,8 +200,8 @@ def _si(value: float | None) -> str:
     """ "1.3 T": three digits and a prefix, for a unit to follow."""
     if value is None:
         return "? "
-    for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if value < 1000 or prefix == "E":
+    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
+        if value < 1000 or prefix == "Z":
             return f"{value:.3g} {prefix}"
         value /= 1000
     raise AssertionError

@@ -15,7 +15,7 @@ from mae_bench.hashing import known_sha256
 from mae_bench.protocol import pick
 from mae_bench.recipes import CONFIGS, load_recipe, recipe_keys
 from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
-from mae_bench.selection import Cell, CellKey, select
+from mae_bench.selection import Cell, CellKey, at_scale, cells_of, lacks, note_changes, select
 from tasks import TASK_VERSIONS, TASKS, WITHOUT_WEIGHTS, data
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
@@ -123,14 +123,14 @@ def make_plan(
         UserError: all tables lack the scale, nothing passes `only`, an override fits no recipe.
     """
     planner = Planner(scale, data_root, overrides or {}, smoke, inits or {}, formats)
-    absent = {table.name: reason for table in tables if (reason := _lacks(table, scale))}
+    absent = {table.name: reason for table in tables if (reason := lacks(table, scale))}
     if len(absent) == len(tables):
         raise UserError("; ".join(absent.values()))
-    there = [_at_scale(table, scale) for table in tables if table.name not in absent]
+    there = [at_scale(table, scale) for table in tables if table.name not in absent]
     tables = _add_rows(there, planner.inits)
-    asked = select([cell for table in tables for cell in _cells(table, scale, seeds)], only)
+    asked = select([cell for table in tables for cell in cells_of(table, scale, seeds)], only)
     cells = {cell.key: planner.cell(cell) for cell in asked}
-    noted = tuple(_note(table, overrides or {}, smoke) for table in tables)
+    noted = tuple(note_changes(table, overrides or {}, smoke) for table in tables)
     return planner.plan(tables=noted, cells=cells, absent_tables=absent)
 
 
@@ -177,50 +177,6 @@ def _add_rows(tables: Sequence[Table], inits: Iterable[str]) -> list[Table]:
     known = {TOKENIZER_INIT, START_INIT} | {row.init for table in tables for row in table.rows}
     new = tuple(Row(init=name, title=name) for name in inits if name not in known)
     return [table.model_copy(update={"rows": table.rows + new}) for table in tables]
-
-
-def _note(table: Table, overrides: Mapping[str, Any], smoke: bool) -> Table:
-    """Say below the table what makes it another than the published command gives."""
-    notes = [table.note] if table.note else []
-    if smoke:
-        notes.append("Smoke run: two iterations of everything; the numbers mean nothing.")
-    if overrides:
-        settings = ", ".join(f"{key}={value!r}" for key, value in overrides.items())
-        notes.append(f"Overrides: {settings}.")
-    return table.model_copy(update={"note": " ".join(notes)})
-
-
-def _lacks(table: Table, scale: Scale) -> str | None:
-    """Return why a table cannot be had at a scale at all, None if it can."""
-    scales = sorted({name for column in table.columns for name in column.scales})
-    if scale in scales:
-        return None
-    return (
-        f"{table.name} has no scale {scale!r}. It has: {', '.join(scales)}. "
-        f"Give --scale {scales[0]} or another table"
-    )
-
-
-def _at_scale(table: Table, scale: Scale) -> Table:
-    """Leave out the columns that a scale does not have, and say so below the table."""
-    columns = tuple(column for column in table.columns if scale in column.scales)
-    if len(columns) == len(table.columns):
-        return table
-    names = [f"{c.group} {c.title}" for c in table.columns if c not in columns]
-    note = f"{table.note} Only at another scale: {'; '.join(names)}.".strip()
-    return table.model_copy(update={"columns": columns, "note": note})
-
-
-def _cells(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    settings = [column.scales.get(scale) for column in table.columns]
-    backbones = dict.fromkeys(name for setting in settings if setting for name in setting.backbones)
-    return [
-        Cell(CellKey(table.name, row.init, index, backbone, seed), column, setting)
-        for row in table.rows
-        for index, (column, setting) in enumerate(zip(table.columns, settings, strict=True))
-        for backbone in (setting.backbones if setting else backbones)
-        for seed in seeds
-    ]
 
 
 class Planner:
@@ -274,8 +230,6 @@ class Planner:
 
     def cell(self, cell: Cell) -> CellPlan:
         """Plan what fills a cell."""
-        if cell.setting is None:
-            return CellPlan(None, f"has no scale {self.scale}")
         reason = self.missing(cell.key.init)
         if reason:
             return CellPlan(None, reason)
