@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect as introspection
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from mae_bench.errors import UserError
-from mae_bench.progress import make_console
+from mae_bench.printing import print_json, print_table
 
 app = typer.Typer(help="Encoders and their checkpoints.", no_args_is_help=True)
 
@@ -44,7 +40,7 @@ def list_backbones(
 
     described = [describe(name) for name in names()]
     if as_json:
-        _print_json([dataclasses.asdict(known) for known in described])
+        print_json([dataclasses.asdict(known) for known in described])
         return
     columns = ("name", "parameters", "GFLOPs at 224", "patch", "source")
     rows = [
@@ -57,7 +53,7 @@ def list_backbones(
         )
         for known in described
     ]
-    _print_table(columns, rows)
+    print_table(columns, rows)
 
 
 @app.command()
@@ -73,7 +69,7 @@ def show(
     facts["pyramid"] = _pyramid(known.strides, known.channels)
     facts["options"] = _options(name)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     facts["parameters"] = f"{known.parameters} ({known.parameters / MILLION:.2f} M)"
     facts["gflops"] = f"{known.gflops:.2f} at {known.img_size} px"
@@ -95,14 +91,14 @@ def inspect(
     facts = inspection.inspect(checkpoint)
     fates = inspection.keys(checkpoint) if keys else []
     if as_json:
-        _print_json({**facts, "fates": fates} if keys else facts)
+        print_json({**facts, "fates": fates} if keys else facts)
         return
     _print_facts(facts)
     if keys:
         rows = [
             (fate["key"], fate["is"], "x".join(map(str, fate.get("shape", [])))) for fate in fates
         ]
-        _print_table(("key", "is", "shape"), rows)
+        print_table(("key", "is", "shape"), rows)
 
 
 @app.command()
@@ -141,7 +137,7 @@ def _list_timm(pattern: str, as_json: bool) -> None:
             f"timm {timm.__version__} has no model {pattern!r}; '*' stands for anything"
         )
     if as_json:
-        _print_json(names)
+        print_json(names)
     else:
         typer.echo("\n".join(names))
 
@@ -185,7 +181,7 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
-    _print_table((), list(_rows(facts)))
+    print_table((), list(_rows(facts)))
 
 
 def _rows(facts: Mapping[str, Any], within: str = "") -> Iterable[tuple[str, str]]:
@@ -197,25 +193,3 @@ def _rows(facts: Mapping[str, Any], within: str = "") -> Iterable[tuple[str, str
             yield label, ", ".join(map(str, value)) or "-"
         else:
             yield label, "-" if value is None or value == {} else str(value)
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """On a terminal a table that folds long cells, in a pipe aligned columns that lose nothing."""
-    console = make_console()
-    if not console.is_terminal:
-        everything = [columns, *rows] if columns else rows
-        widths = [max(map(len, cells)) for cells in zip(*everything, strict=True)]
-        for row in everything:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            typer.echo("  ".join(cells).rstrip())
-        return
-    table = Table(box=box.SIMPLE_HEAD, show_header=bool(columns), show_edge=False, pad_edge=False)
-    for column in columns or ("",) * len(rows[0]):
-        table.add_column(Text(column), overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mae_bench import backbones_cli, work_cli
+from mae_bench import backbones_cli, data_cli, work_cli
 from mae_bench.errors import UserError, naming_full_disk, unknown
 from mae_bench.launch import Launch, launching
 from mae_bench.plan import START_INIT, TABLES, TOKENIZER_INIT, check_scale
@@ -30,9 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Datasets.", no_args_is_help=True)
 app.add_typer(backbones_cli.app, name="backbones")
-app.add_typer(data_app, name="data")
+app.add_typer(data_cli.app, name="data")
 
 DataRoot = Annotated[
     Path | None, typer.Option(help="Where the datasets are  [default: WORK_DIR/data]")
@@ -264,32 +263,6 @@ def visualize(
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(out)
-
-
-@data_app.command("list")
-def list_data() -> None:
-    """Print the names of the datasets."""
-    from tasks.data import DATASETS
-
-    typer.echo("\n".join(DATASETS))
-
-
-@data_app.command("prepare")
-def prepare_data(
-    name: Annotated[str, typer.Argument(help="mini (all of the miniature) or a dataset.")],
-    data_root: Annotated[Path, typer.Option(help="Where to put it.")] = WORK_DIR / "data",
-) -> None:
-    """Generate the miniature datasets, unless they are there."""
-    from mae_bench.workspace import require_space
-    from tasks import data
-
-    mini = [known for known in data.DATASETS if known.startswith("mini-")]
-    if name != "mini" and name not in data.DATASETS:
-        raise unknown("dataset", name, ["mini", *data.DATASETS])
-    require_space(data_root, "--data-root")
-    for dataset in mini if name == "mini" else [name]:
-        data.prepare(dataset, data_root)
-        typer.echo(data_root / dataset)
 
 
 def _pretrained(init: str | None, target: str | None) -> str:

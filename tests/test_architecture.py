@@ -37,7 +37,9 @@ LAYERS = (
     ("slurm_watch",),
     ("launch",),
     ("session", "cleaning"),
+    ("printing",),
     ("work_cli", "backbones_cli"),
+    ("data_cli",),
     ("cli",),
     ("__main__",),
 )

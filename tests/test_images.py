@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from mae_bench.errors import UserError
+from tasks.data.crops import RandomCrop
 from tasks.data.formats import Member
 from tasks.data.images import (
     ImageDataset,
@@ -19,7 +20,7 @@ from tasks.data.images import (
     labelled_sets,
     training_transform,
 )
-from tasks.data.reading import BrokenImage, RandomCrop, decode, open_image, read_image
+from tasks.data.reading import BrokenImage, decode, open_image, read_image
 
 
 def smooth(width: int, height: int) -> Image.Image:
@@ -259,17 +260,19 @@ DATA = {
 
 
 def test_sets_of_a_source(places, tmp_path):
-    """Broken validation images are found before the training; nothing is kept in memory."""
+    """A broken validation image stops before the training; nothing is kept in memory."""
     places[0].write_bytes(b"")
     folder = tmp_path
-    with pytest.raises(UserError, match="image 1 of 1 that cannot be read"):
+    with pytest.raises(BrokenImage, match=r"cannot read image .*0\.png"):
         labelled_sets(f"imagefolder:{folder}", tmp_path, DATA)
+    Image.new("RGB", (16, 16)).save(places[0])
+    places[5].write_bytes(b"")
     for split in ("train", "val"):
         (folder / split).mkdir()
     for number, place in enumerate(places):
         place.rename(folder / ("val" if number < 3 else "train") / place.name)
     train, val, classes = labelled_sets(f"imagefolder:{folder}", tmp_path, DATA)
-    assert (len(train), len(val), classes) == (5, 2, [""]) and train._cache is None
+    assert (len(train), len(val), classes) == (5, 3, [""]) and train._cache is None
     assert val[1]["images"].shape == (3, 8, 8)
 
 

@@ -173,7 +173,7 @@ def _mini(name: str, layout: str, place: str) -> Dataset:
 
 PLACES365_COUNTS = Counts(365, 1_803_460, 36_500)
 # Source of the counts: the owners' pages, as collected by torchvision, visipedia/inat_comp and
-# zhoubolei/places_devkit. iNat 2019 is known by its total.
+# zhoubolei/places_devkit. For the training images of Places205 no reliable count was found.
 DATASETS: dict[str, Dataset] = {
     "imagenet": Dataset("imagenet", None, ("imagenet",), Counts(1000, 1_281_167, 50_000)),
     "inat2017": Dataset("inat2017", None, ("inat2017",), Counts(5089, 579_184, 95_986)),
