@@ -278,7 +278,8 @@ def make_record(
         spent: seconds of interrupted attempts.
     """
     workspace, digest = site.workspace, None
-    if outcome and outcome.checkpoint:
+    # Rank 0 writes checkpoint and record; another may be here before the file is.
+    if outcome and outcome.checkpoint and ranks.rank() == 0:
         digest = _sha256(workspace.folder(run.id) / outcome.checkpoint)
     made = provenance.collect(
         run,
