@@ -214,7 +214,9 @@ class Crew:
                 if record is None:
                     log = last_lines(workspace.folder(run.id) / "log.txt")
                     error = "\n".join([*log, worker.cause_of_death()])
-                    record = make_record(run, self.site, worker.started, error=error, spent=spent)
+                    # Of what was told, this attempt's share is counted from its start again.
+                    before = max(spent - (time.time() - worker.started), 0.0)
+                    record = make_record(run, self.site, worker.started, error=error, spent=before)
                     save(record, workspace.folder(run.id))
         except Claimed:
             self.elsewhere.append(worker.planned)

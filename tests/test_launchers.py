@@ -101,6 +101,23 @@ def test_a_crash_takes_one_run_only(tmp_path, number) -> None:
         assert "about to abort" in error and 'fake_tasks.py", line' in error
 
 
+def test_the_time_of_a_run_that_was_killed_counts_once(tmp_path) -> None:
+    dies, workspace = fake_run("dies", steps=200, seconds=0.02), Workspace(tmp_path)
+
+    def kill() -> None:
+        while workspace.progress(dies.run.id).get("step", 0) < 120:
+            time.sleep(0.02)
+        os.kill(current(workspace.folder(dies.run.id)).holder.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    launch(fake_plan(dies), tmp_path)
+    killer.join()
+    record = workspace.record(dies.run.id)
+    assert "SIGKILL" in record.error
+    assert record.provenance.phases["other"] < record.provenance.phases["train"]
+
+
 def test_out_of_gpu_memory_is_tried_with_smaller_micro_batches(tmp_path) -> None:
     large = fake_run("large", solver={"batch_size": 24, "fits": 5})
     hopeless = fake_run("hopeless", solver={"batch_size": 4, "fits": 0})
