@@ -30,6 +30,8 @@ NUM_TRAIN = {
     "places205": 2_448_873,
     "places365": 1_803_460,
 }
+# Of a recipe that takes the image size from the data: the largest that it takes.
+LARGEST_SIDE = 512
 # Published numbers of classes are small beside the layers below; one value serves all heads.
 CLASSES = 100
 
@@ -209,7 +211,8 @@ def _resample(architecture: Architecture, grid: int, strides: list[float]) -> Wo
 def _detection(
     architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Model:
-    size, channels, strides = data["image_size"], model["fpn_channels"], model["strides"]
+    size, channels = data["image_size"] or LARGEST_SIDE, model["fpn_channels"]
+    strides = model["strides"]
     grid = size // architecture.patch_size
     encoder = _dense_encoder(architecture, grid, model)
     cells = sum((size / stride) ** 2 for stride in strides)
@@ -226,10 +229,12 @@ def _detection(
 def _roi_heads(model: Mapping[str, Any], channels: int) -> Work:
     """Box head on every sampled region, mask head on the quarter that may be objects."""
     boxes, masks = model["roi_samples"], model["roi_samples"] / 4
+    stages = 3 if model["cascade"] else 1
     box, mask = model["box_resolution"] ** 2, model["mask_resolution"] ** 2
     found: Work = _layer(boxes * box, channels, channels, 3) * model["box_convs"]
     found += _layer(boxes, box * channels, model["box_fc"])
     found += _layer(boxes, model["box_fc"], 5 * CLASSES)
+    found *= stages
     found += _layer(masks * mask, channels, channels, 3) * model["mask_convs"]
     found += _layer(masks * mask, channels, channels, 2)
     return found + _layer(masks * 4 * mask, channels, CLASSES)

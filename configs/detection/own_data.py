@@ -91,9 +91,16 @@ variants = [
         },
     ),
     ({"backbone": "*_patch14"}, {"model.patch_size": 16}),
+    # A small encoder with heads to match.
     (
         {"backbone": "*_mini_*"},
-        {"model.drop_path": 0.0, "solver.lr": 1e-3, "solver.layer_decay": 1.0},
+        {
+            "model.drop_path": 0.0,
+            "model.fpn_channels": 64,
+            "model.box_fc": 256,
+            "solver.lr": 1e-3,
+            "solver.layer_decay": 1.0,
+        },
     ),
 ]
 
