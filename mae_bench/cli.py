@@ -320,9 +320,14 @@ def _shown(dry_run: bool, format: str) -> str | None:
 def _go(request: Request, options: session.Options, shown: str | None) -> None:
     from mae_bench import session
 
-    if shown is None:
+    if shown is not None:
+        _finish(session.dry_run(request, options, as_json=shown == "json"))
+    try:
         _finish(session.run(request, options))
-    _finish(session.dry_run(request, options, as_json=shown == "json"))
+    except KeyboardInterrupt as end:
+        # typer would make an exit code of it and drop what it says.
+        typer.echo(str(end) or "stopped; the same command continues", err=True)
+        raise typer.Exit(130) from None
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -397,8 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except PermissionError as error:
         return _complain(f"no permission for {error.filename}; give a folder that is yours")
-    except (KeyboardInterrupt, typer.Abort) as end:
-        print(str(end) or "stopped; the same command continues", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
         # The class of typer's usage errors has moved between its releases.

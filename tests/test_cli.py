@@ -91,7 +91,7 @@ BAD_INPUT = {
     ),
     "dataset of another task": (
         ["transfer", "--task", "detection", "--dataset", "mini-ade20k", "--init", "random"],
-        "dataset 'mini-ade20k' is not one for detection; these are: mini-coco",
+        "dataset 'mini-ade20k' is not one for detection; these are: coco",
         "mini-coco",
     ),
     "dataset": (
@@ -232,13 +232,16 @@ def test_cells_that_are_missing_count(tmp_path, monkeypatch, capsys) -> None:
     assert main(["reproduce", "table4", "--only", "init=random"]) == 1
 
 
-def test_ctrl_c_is_130(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("said", ["", "2 runs go on in SLURM"])
+def test_ctrl_c_is_130_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, said) -> None:
     def interrupt(*_, **__):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(said)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mae_bench.launchers.local", interrupt)
     assert main(["reproduce", "table4", "--only", "init=random"]) == 130
+    expected = said or "stopped; the same command continues"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize("names", [["backbones", "list"], ["data", "list"]])
