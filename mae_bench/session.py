@@ -15,7 +15,7 @@ from mae_bench.errors import UserError
 from mae_bench.launch import Launch
 from mae_bench.plan import Plan
 from mae_bench.progress import make_board, make_console
-from mae_bench.records import Record
+from mae_bench.records import Record, Run
 from mae_bench.report import terminal, write_report
 from mae_bench.request import Request
 from mae_bench.workspace import Workspace, require_space
@@ -70,6 +70,8 @@ def run(request: Request, options: Options) -> bool:
     missing = any(state != "ok" for state in states.values())
     if missing or options.force:
         options.launch.require()
+        wanted = [p.run for p in plan.runs if options.force or states[p.run.id] != "ok"]
+        _check_data(wanted, request)
     if missing or options.force or not workspace.root.exists():
         _make_room(request, options)
     request.save(workspace)
@@ -108,6 +110,14 @@ def report(request: Request, workspace: Workspace, out: Path, formats: Iterable[
     states = workspace.states(plan, records)
     results = aggregate(plan.tables, plan.scale, plan.cells, records, states)
     return write_report(results, records, out, formats, work_dir=workspace.root)
+
+
+def _check_data(runs: Iterable[Run], request: Request) -> None:
+    """Refuse datasets with faults that show without reading images."""
+    from tasks.data.verify import check
+
+    for dataset, task in dict.fromkeys((run.dataset, run.task) for run in runs):
+        check(dataset, request.data_root, task, subset=request.smoke)
 
 
 def _make_room(request: Request, options: Options) -> None:

@@ -142,7 +142,6 @@ class Counts(NamedTuple):
     classes: int
     train: int | None
     val: int | None
-    both: int | None = None
 
 
 @dataclass(frozen=True)

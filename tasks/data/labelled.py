@@ -150,7 +150,10 @@ def read_places365(
     names = PLACES365_FOLDERS[size][split]
     base = first_existing(home, names, f"the image folder of the {split} split")
     classes = _categories(home / PLACES365_CATEGORIES, tell)
-    return _listed(home / PLACES365_LISTS[split], base, classes, tell)
+    listing = home / PLACES365_LISTS[split]
+    # The training list names categories from the root, as in "/a/airfield/00000001.jpg 0".
+    entries = [(name.removeprefix("/"), label) for name, label in read_list(listing, tell)]
+    return _labelled(entries, listing, base, classes, tell)
 
 
 def read_places205(home: Path, split: str, tell: Tell = refuse) -> LabeledImages:
@@ -165,7 +168,8 @@ def read_places205(home: Path, split: str, tell: Tell = refuse) -> LabeledImages
     for name, label in read_list(training, tell):
         names.setdefault(label, name.rpartition("/")[0])
     classes = _in_order({place(f"/{name}"): label for label, name in names.items()}, training, tell)
-    return _listed(home / PLACES205_LISTS[split], base, classes, tell)
+    listing = home / PLACES205_LISTS[split]
+    return _labelled(read_list(listing, tell), listing, base, classes, tell)
 
 
 def place(name: str) -> str:
@@ -184,12 +188,12 @@ def _in_order(labels: Mapping[str, int], path: Path, tell: Tell) -> list[str]:
     return sorted(labels, key=lambda name: labels[name])
 
 
-def _listed(listing: Path, base: Path, classes: list[str], tell: Tell) -> LabeledImages:
+def _labelled(
+    entries: list[tuple[str, int]], listing: Path, base: Path, classes: list[str], tell: Tell
+) -> LabeledImages:
     paths: list[Path] = []
     labels: list[int] = []
-    for name, label in read_list(listing, tell):
-        # The training list of Places365 names categories from the root, as in "/a/airfield/1.jpg".
-        name = name.removeprefix("/")
+    for name, label in entries:
         if label >= len(classes):
             tell(
                 "label-range",
