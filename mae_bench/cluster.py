@@ -55,6 +55,10 @@ class JobState:
     word: str
     reason: str = ""
 
+    def __str__(self) -> str:
+        said = self.word.lower()
+        return said if self.reason in {"", "None"} else f"{said} ({self.reason})"
+
     @property
     def is_over(self) -> bool:
         """Whether it will not start or go on by itself."""
@@ -145,7 +149,7 @@ def describe(work_dir: Path, folders: Mapping[str, Path]) -> dict[str, str]:
         # Another machine submitted them; this one need not even have SLURM.
         return {}
     return {
-        run_id: f"SLURM job {job}: {states[job].word.lower()} ({states[job].reason})"
+        run_id: f"SLURM job {job}: {states[job]}"
         for run_id, job in found.items()
         if job in states and not states[job].is_over
     }

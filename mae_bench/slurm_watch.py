@@ -61,9 +61,10 @@ def launch(
         monitor.kept(record.run, record)
     for run in queue.blocked:
         monitor.blocked(run)
+    number = len(queue.jobs)
     farewell = (
-        f"{len(queue.jobs)} runs go on in SLURM as {queue.name}; the same command watches them "
-        f"again, scancel --name={queue.name} stops them"
+        f"{'1 run goes' if number == 1 else f'{number} runs go'} on in SLURM as {queue.name}; the "
+        f"same command watches again, scancel --name={queue.name} stops"
     )
     if detach:
         return [farewell]

@@ -99,13 +99,13 @@ def fake_reproduce(work_dir: Path, plan) -> int:
         os._exit(0)
 
 
-def test_killed_at_40_random_moments(tmp_path) -> None:
+def test_fake_runs_killed_at_25_random_moments(tmp_path) -> None:
     first, other = fake_run("first", steps=25, seconds=0.02), fake_run("other", steps=30)
     second = fake_run("second", needs=(first,), steps=20, seconds=0.02)
     last = fake_run("last", needs=(second, other), steps=15, seconds=0.02)
     plan, killed = fake_plan(first, other, second, last), tmp_path / "killed"
     moments = random.Random(40)
-    for _ in range(40):
+    for _ in range(25):
         child = fake_reproduce(killed, plan)
         time.sleep(moments.uniform(0.0, 0.2))
         kill_tree(child)

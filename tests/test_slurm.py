@@ -192,7 +192,7 @@ def test_leaving_coming_back_and_scancel(overdue, tmp_path) -> None:
 
 
 def test_a_preempted_run_is_requeued_and_continues(slurm, tmp_path) -> None:
-    slow = fake_run("slow", steps=80, seconds=0.1)
+    slow = fake_run("slow", steps=40, seconds=0.1)
     after = fake_run("after", needs=(slow,))
     plan, workspace = fake_plan(slow, after), Workspace(tmp_path)
     submit(plan, tmp_path, detach=True)
@@ -204,7 +204,7 @@ def test_a_preempted_run_is_requeued_and_continues(slurm, tmp_path) -> None:
     log = (workspace.folder(slow.run.id) / "log.txt").read_text()
     assert log.count("started") == 2 and "stopped, to be continued" in log
     steps = (workspace.folder(slow.run.id) / "steps.txt").read_text().split()
-    assert steps == [str(step) for step in range(80)]
+    assert steps == [str(step) for step in range(40)]
 
 
 def test_what_slurm_refuses(slurm, tmp_path) -> None:
