@@ -42,6 +42,8 @@ STATED: dict[Scale, Speed] = {
     ),
 }
 BYTES = 4
+# Part of a run's length from which on another one tells its speed: a short one is mostly start-up.
+COMPARABLE = 0.1
 # Weights and AdamW's two moments; the last state, the one before, and the one being written.
 STATE, STATES = 3, 3
 
@@ -115,9 +117,9 @@ class Estimates:
         if done:
             kept = self._size(_kind(run), done[-1]) or kept
             return Cost(flops=flops, disk_bytes=kept, peak_disk_bytes=peak, **_measured(done))
-        speed = self._speed(run) or STATED[scale]
         if flops is None:
             return Cost(disk_bytes=kept, peak_disk_bytes=peak)
+        speed = self._speed(run, flops) or STATED[scale]
         seconds = flops / speed.flops_per_second
         return Cost(
             flops=flops,
@@ -131,10 +133,11 @@ class Estimates:
             source=speed.source,
         )
 
-    def _speed(self, run: Run) -> Speed | None:
-        """Of finished runs of the same task and backbone, whatever their length."""
+    def _speed(self, run: Run, flops: float) -> Speed | None:
+        """Of finished runs of the same task and backbone that are not much shorter."""
         done = self._speeds.get((run.task, run.backbone), [])
-        counted = [(flops, record) for record in done if (flops := training_flops(record.run))]
+        known = ((training_flops(record.run) or 0.0, record) for record in done)
+        counted = [(its, record) for its, record in known if its and its >= COMPARABLE * flops]
         seconds = sum(_device_seconds(record) for _, record in counted)
         if not seconds:
             return None

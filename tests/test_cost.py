@@ -221,6 +221,11 @@ def test_another_length_is_scaled_from_what_was_measured() -> None:
     assert elsewhere.source == STATED["mini"].source
 
 
+def test_a_smoke_run_tells_nothing_about_a_long_one() -> None:
+    smoke = done(run("detection", {"solver.iterations": 2}), 30.0)
+    assert Estimates([smoke]).cost(run("detection"), "mini").source == STATED["mini"].source
+
+
 def test_hours_are_of_all_devices() -> None:
     found = Estimates([done(run("detection"), 3600.0, "H100", 8)]).cost(run("detection"), "paper")
     assert (found.gpu_hours, found.core_hours, found.seconds) == (8.0, None, 3600.0)
