@@ -51,6 +51,10 @@ DECAY_RULES = {
         POSITIONS | RELATIVE_TABLES, False, True, "hustvl/MIMDet configs/benchmarking"
     ),
     "vitdet": DecayRule(POSITIONS, False, True, "detectron2 projects/ViTDet"),
+    # Ours: what "beit-seg" means to exempt, and tables that start at zero.
+    "upernet": DecayRule(
+        POSITIONS | TOKENS | RELATIVE_TABLES, True, True, "this project, for UperNet"
+    ),
     # Its list names tokens and positions, but never meets the prefix that they have in a segmentor.
     "beit-seg": DecayRule(
         frozenset(), True, True, "microsoft/unilm beit/semantic_segmentation/mmcv_custom"

@@ -243,18 +243,21 @@ def _roi_heads(model: Mapping[str, Any], channels: int) -> Work:
 def _segmentation(
     architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Model:
-    grid, width = data["crop_size"] // architecture.patch_size, architecture.embed_dim
+    crop, width = data["crop_size"] or LARGEST_SIDE, architecture.embed_dim
+    grid = crop // architecture.patch_size
     encoder = _encoder(architecture, grid)
     if model["freeze_backbone"]:
         encoder = encoder.without_gradient()
-    scales, channels = model["scales"], model["channels"]
+    scales, channels = model["scales"], model["channels"] or width
     cells = [(grid * scale) ** 2 for scale in scales]
     neck = _resample(architecture, grid, [architecture.patch_size / scale for scale in scales])
     head = _layer(sum(pool**2 for pool in model["pool_scales"]), width, channels)
     head += _layer(cells[-1], width + len(model["pool_scales"]) * channels, channels, 3)
     for level in cells[:-1]:
         head += _layer(level, width, channels) + _layer(level, channels, channels, 3)
-    head += _layer(cells[0], len(cells) * channels, channels, 3)
+    # Lean heads convolve every level at its own size, mmseg's all of them at the finest.
+    joint = sum(cells) if model.get("lean_heads") else len(cells) * cells[0]
+    head += _layer(joint / len(cells), len(cells) * channels, channels, 3)
     head += _layer(cells[0], channels, CLASSES)
     head += _layer(cells[-2], width, model["aux_channels"], 3)
     return Model(encoder, encoder + neck + head)

@@ -3,9 +3,10 @@
 A recipe file (`configs/<task>/<name>.py`) opens with literals: `recipe`, sections of plain values;
 `variants`, if there are any, the overrides for some backbones or inits; `smoke`, the overrides
 that make it two iterations long; and `protocol`, what the paper and the official code do in the
-same place (`mae_bench.protocol`). One that is another but for some keys says `base = "<task>/<name>"`
-and the differences as `variants` (with {} as the condition for all runs). What follows in the file makes it a native config of its engine
-and is not needed here, so that planning imports no torch.
+same place (`mae_bench.protocol`). One that differs in some keys from another says
+`base = "<task>/<name>"` instead of `recipe`, and the differences as `variants` ({} is the condition
+of all runs). What follows in the file makes it a native config of its engine and is not needed
+here, so that planning imports no torch.
 """
 
 from __future__ import annotations
@@ -91,13 +92,15 @@ def _literals(name: str) -> dict[str, Any]:
 
 def _derived(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The literals of a recipe that states its differences from another one."""
-    protocol, changes = base.get("protocol", {}), own.get("protocol", {})
-    settings = {**protocol.get("settings", {}), **changes.get("settings", {})}
+    protocol, changes = base.get("protocol") or {}, own.get("protocol", {})
+    if changes is not None:
+        settings = {**protocol.get("settings", {}), **changes.get("settings", {})}
+        protocol = {**protocol, **changes, "settings": settings}
     return {
         "recipe": base["recipe"],
         "variants": [*base.get("variants", []), *own.get("variants", [])],
         "smoke": {**base.get("smoke", {}), **own.get("smoke", {})},
-        "protocol": {**protocol, **changes, "settings": settings},
+        "protocol": None if changes is None else protocol,
     }
 
 

@@ -43,9 +43,10 @@ class Upstream(Strict):
     format: str | None = Field(default=None, description="of the file, where the user gave it")
 
 
-# Recipe keys that change how fast a run goes and how often it saves, and no number: the order of
-# samples and all that is random are functions of seed and position.
-NO_EFFECT = frozenset({"num_workers", "prefetch", "save_every"})
+# Recipe keys that change how fast a run goes, how often it saves or scores itself on the way, and
+# what it is compared with, and no number: the order of samples and all that is random are functions
+# of seed and position.
+NO_EFFECT = frozenset({"num_workers", "prefetch", "save_every", "validate_every", "reference"})
 
 
 class Run(Strict):

@@ -30,6 +30,8 @@ DEFAULT_RECIPES = {
     ("classification", "paper"): "classification/finetune",
     ("detection", "paper"): "detection/li",
     ("detection", "own"): "detection/own_data",
+    ("segmentation", "paper"): "segmentation/upernet",
+    ("segmentation", "own"): "segmentation/own_data",
 }
 
 # Bumped when the same recipe may give another number; part of every run's id.

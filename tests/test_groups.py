@@ -81,6 +81,7 @@ DECAYED = {
     "mae-finetune": "1000001 00",
     "detectron2": "1101010 01",
     "vitdet": "1101011 01",
+    "upernet": "1000000 00",
     "beit-seg": "1000111 00",
 }
 

@@ -11,11 +11,12 @@ from tasks.engine.loop import Reporter
 from tasks.engine.order import PositionSampler, PositionSeeded, batch_rand, seed_all
 from tasks.engine.output import header, pretraining_facts
 from tasks.engine.schedules import LearningRate, cosine_lr, duration, polynomial_lr, scaled_lr
-from tasks.engine.solver import fit, stack
+from tasks.engine.solver import OPTIONS, fit, stack
 from tasks.engine.state import load_state, save_state
 from tasks.engine.training import Trained, train
 
 __all__ = [
+    "OPTIONS",
     "STATE_FILE",
     "Accuracy",
     "LearningRate",

@@ -23,9 +23,22 @@ def cosine_lr(step: int, total: int, warmup: int, peak: float, floor: float = 0.
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def polynomial_lr(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
-    """Linear warm-up, then linear to `floor` (mmseg's "poly" of power 1)."""
+def polynomial_lr(
+    step: int,
+    total: int,
+    warmup: int,
+    peak: float,
+    floor: float = 0.0,
+    start: float | None = None,
+) -> float:
+    """Linear warm-up, then linear to `floor` (mmseg's "poly" of power 1).
+
+    Args:
+        start: share of `peak` at the first step; None for the warm-up's first even part.
+    """
     if step < warmup:
+        if start is not None:
+            return peak * (start + (1 - start) * step / warmup)
         return peak * (step + 1) / (warmup + 1)
     return floor + (peak - floor) * (1.0 - (step - warmup) / max(1, total - warmup))
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from tasks.segmentation.transforms import IGNORED
+from tasks.data.maps import IGNORED
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What mmseg's pipelines lack: loading once, and refusing maps that do not fit the class list."""
+"""What mmseg's pipelines lack: maps that are checked as they are read, and loading only once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,41 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.dataset import Compose
 from mmseg.registry import TRANSFORMS
 
-from mae_bench.errors import UserError
+from tasks.data.maps import IGNORED, check_size, read_map, to_labels
 
-IGNORED = 255
+
+@TRANSFORMS.register_module()
+class LoadLabels:
+    """Reads a map and turns its values into labels, in place of mmseg's `LoadAnnotations`.
+
+    That one reads 16-bit maps modulo 256 and takes whatever values come. Here is the one place of
+    the zero-label shift, in training and in evaluation.
+
+    Args:
+        num_classes, reduce_zero_label, ignore_value: see `tasks.data.maps.to_labels`.
+    """
+
+    def __init__(
+        self, num_classes: int, reduce_zero_label: bool = True, ignore_value: int = IGNORED
+    ):
+        self.values = (num_classes, reduce_zero_label, ignore_value)
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add `gt_seg_map`, (H, W) of labels; H and W are those of the image as it was read.
+
+        Raises:
+            UserError: a map that cannot be read or does not fit, by its name.
+        """
+        path = results["seg_map_path"]
+        values = read_map(path)
+        check_size(values.shape, results["ori_shape"], path)
+        num_classes, *rules = self.values
+        results["gt_seg_map"] = to_labels(values, num_classes, path, *rules)
+        results["seg_fields"].append("gt_seg_map")
+        return results
 
 
 @TRANSFORMS.register_module()
@@ -33,31 +61,3 @@ class CachedLoading:
         if path not in self._loaded:
             self._loaded[path] = self.load(results)
         return copy.deepcopy(self._loaded[path])
-
-
-@TRANSFORMS.register_module()
-class CheckLabels:
-    """Refuses a map with values that are no class, before the loss meets them.
-
-    Args:
-        num_classes: K; after the zero-label shift 0 to K - 1 and 255 (ignored) are allowed.
-    """
-
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Check `gt_seg_map` (H, W) against the image and the class list."""
-        labels, path = results["gt_seg_map"], results["seg_map_path"]
-        if labels.shape != results["img"].shape[:2]:
-            raise UserError(
-                f"{path} is {labels.shape}, its image {results['img'].shape[:2]}; a map of one "
-                "channel and of the image's size is needed"
-            )
-        wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORED)])
-        if wrong.size:
-            raise UserError(
-                f"{path} holds the values {(wrong + 1).tolist()}; 0 (unlabelled) to "
-                f"{self.num_classes} are allowed by its class list"
-            )
-        return results

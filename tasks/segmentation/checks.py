@@ -1,0 +1,77 @@
+"""What can be known before a training starts, said or refused before it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from mmseg.datasets import BaseSegDataset
+from PIL import Image
+
+from mae_bench.errors import UserError
+from mae_bench.job import STATE_FILE, Job
+from tasks import distributed
+from tasks.segmentation.transforms import LoadLabels
+
+# What the published runs normalise over: 8 GPUs x 2 images, synchronised.
+NORM_IMAGES = 16
+ORIENTATION, SIDEWAYS = 0x0112, 5  # EXIF; from 5 on an image lies on its side
+
+
+def check_maps(job: Job, *datasets: BaseSegDataset) -> None:
+    """Read every map that a run will see; not again where a training continues.
+
+    Raises:
+        UserError: a missing pair, a map that cannot be read or does not fit, by its name.
+    """
+    if (job.folder / STATE_FILE).exists() or not distributed.is_main():
+        return
+    for dataset in datasets:
+        about = dataset.metainfo
+        rules = (len(about["classes"]), about["reduce_zero_label"], about["ignore_value"])
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            checks = pool.map(LoadLabels(*rules), map(_with_size, infos))
+            for done, _ in enumerate(checks, start=1):
+                job.report("prepare", done, len(infos))
+
+
+def _with_size(info: dict[str, Any]) -> dict[str, Any]:
+    """Add an image's (height, width), from its header, as OpenCV will turn it."""
+    path = info["img_path"]
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= SIDEWAYS
+            size = image.size if turned else image.size[::-1]
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read ({error}); write it again") from None
+    return {**info, "ori_shape": size}
+
+
+def norm_images(job: Job) -> int:
+    """How many images BatchNorm sees at a time; it is not synchronised between passes or on a CPU.
+
+    Says so where these are fewer than the published runs had.
+
+    Raises:
+        UserError: a single one, whose pooled map has no variance.
+    """
+    solver = job.recipe["solver"]
+    batch = solver["batch_size"]
+    passes = solver.get("accumulation", 1) * job.accumulation
+    processes = 1 if torch.cuda.is_available() else distributed.world_size()
+    seen = batch // (passes * processes)
+    if seen < 2:
+        raise UserError(
+            f"BatchNorm would see {seen} image at a time (solver.batch_size {batch} in {passes} "
+            f"passes over {processes} processes); at least 2 are needed, because behind UperNet's "
+            "1x1 pooling there is one value an image"
+        )
+    if seen < min(batch, NORM_IMAGES) and distributed.is_main():
+        print(
+            f"WARNING: BatchNorm sees {seen} images at a time, the published runs had "
+            f"{NORM_IMAGES}: expect another score. More GPUs with fewer passes have its statistics"
+        )
+    return seen
