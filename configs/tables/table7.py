@@ -74,6 +74,7 @@ TABLE = Table(
             "miou",
             ("mini-ade20k", "segmentation/mini"),
             ("semantic-segmentation", "ade20k-val", "mIoU"),
+            ("ade20k", "segmentation/upernet"),
         ),
     ),
 )
