@@ -53,8 +53,11 @@ def _first_bytes(path: Path) -> bytes:
         raise UserError(f"{path} is a folder; give the checkpoint file in it")
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
-    with path.open("rb") as file:
-        start = file.read(256)
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions") from None
     if not start:
         raise UserError(f"{path} is empty; fetch or copy it again")
     return start
@@ -80,7 +83,7 @@ def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         kind = "npz" if path.suffix == ".npz" else "torch"
         raise damaged(path, kind, str(error)) from None
     if all(name.endswith(".npy") for name in names):

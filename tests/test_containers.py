@@ -1,7 +1,9 @@
 """Files are read without running anything in them; damage is one clear error."""
 
 import argparse
+import contextlib
 import pickle
+from random import Random
 
 import numpy as np
 import pytest
@@ -61,6 +63,21 @@ def test_truncated_files_are_refused(kind, share, tmp_path):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"truncated or damaged|is no file of weights|is refused"):
         read_contents(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_anywhere_is_one_error_or_another_value(kind, tmp_path):
+    """Bytes changed or cut off at random, most of them where names and sizes are."""
+    path, random = write(tmp_path / "file.npz", kind), Random(0)
+    content = path.read_bytes()
+    for _ in range(40):
+        damaged = bytearray(content)
+        for _ in range(random.choice((1, 4, 20))):
+            side = random.choice((len(damaged), 400))
+            damaged[random.choice((1, -1)) * random.randrange(1, side)] = random.randrange(256)
+        path.write_bytes(damaged[: random.choice((len(damaged), random.randrange(len(damaged))))])
+        with contextlib.suppress(UserError):
+            read_contents(path)
 
 
 @pytest.mark.parametrize("kind", ["torch", "old torch", "pickle", "array"])
