@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from mae_bench.plan import START_INIT, TABLES, TOKENIZER_INIT, check_scale
 from mae_bench.progress import make_console
 from mae_bench.recipes import list_recipes, parse_override
 from mae_bench.records import Scale, Setting
-from mae_bench.request import Request, Single
+from mae_bench.request import Request, Single, parse_inits, parse_seeds
 from mae_bench.work_cli import WORK_DIR, Out, WorkDir
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ RetryFailed = Annotated[
 ]
 FORMATS = ("text", "json")
 MINI_BACKBONE = "vit_mini_patch8"
-MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @app.command()
@@ -98,12 +97,12 @@ def reproduce(
     request = Request(
         tables=tuple(tables),
         scale=check_scale(scale),
-        seeds=_seeds(seeds),
+        seeds=parse_seeds(seeds),
         data_root=(data_root or work_dir / "data").absolute(),
         only=tuple(only),
         overrides=dict(parse_override(text) for text in overrides),
         smoke=smoke,
-        **_inits(init),
+        **parse_inits(init),
     )
     out = out or (work_dir / "smoke-report" if smoke else Path("report"))
     options = session.Options(work_dir, launch, force, out, _command(), retry_failed)
@@ -296,7 +295,7 @@ def _single(
     request = Request(
         single=single,
         scale=check_scale(scale),
-        seeds=_seeds(str(seed)),
+        seeds=parse_seeds(str(seed)),
         data_root=(data_root or work_dir / "data").absolute(),
         overrides=dict(parse_override(text) for text in overrides),
         smoke=smoke,
@@ -328,30 +327,6 @@ def _go(request: Request, options: session.Options, shown: str | None) -> None:
         # typer would make an exit code of it and drop what it says.
         typer.echo(str(end) or "stopped; the same command continues", err=True)
         raise typer.Exit(130) from None
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UserError(f"seeds {text!r}: non-negative integers are needed, as in --seeds 0,1,2")
-    seeds = tuple(dict.fromkeys(int(part) for part in parts))
-    if max(seeds) > MAX_SEED:
-        raise UserError(f"seed {max(seeds)} is too large; {MAX_SEED} is the largest")
-    return seeds
-
-
-def _inits(given: Sequence[str]) -> dict[str, Any]:
-    """Return `inits` and `formats` of a request."""
-    inits, formats = {}, {}
-    for text in given:
-        target, equals, path = text.partition("=")
-        name, colon, format = target.partition(":")
-        if not (name and equals and path) or (colon and not format):
-            raise UserError(f"--init {text!r} is not of the form NAME=FILE or NAME:FORMAT=FILE")
-        inits[name] = Path(path)
-        if format:
-            formats[name] = format
-    return {"inits": inits, "formats": formats}
 
 
 def _backbone(name: str) -> str:

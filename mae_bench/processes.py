@@ -131,4 +131,4 @@ def _wait(members: list[ForkProcess]) -> str | None:
     if not killed:
         return None
     number = signal.Signals(-int(members[killed[0]].exitcode or 0))
-    return f"rank {killed[0]} of {len(members)} was killed with {number.name}; see its log"
+    return f"rank {killed[0]} of {len(members)} was killed with {number.name}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
@@ -11,6 +13,7 @@ from mae_bench.records import Scale, Setting, Strict
 from mae_bench.workspace import Workspace
 
 FILE = "request.json"
+MAX_SEED = 2**32 - 1  # NumPy's
 
 
 class Single(Strict):
@@ -100,3 +103,36 @@ class Request(Strict):
             raise UserError(
                 f"{path} cannot be read; run the `mae-bench reproduce` that wrote it again"
             ) from None
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds as given on the command line: "0,1,2".
+
+    Raises:
+        UserError: something else, or a seed that is too large.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"seeds {text!r}: non-negative integers are needed, as in --seeds 0,1,2")
+    seeds = tuple(dict.fromkeys(int(part) for part in parts))
+    if max(seeds) > MAX_SEED:
+        raise UserError(f"seed {max(seeds)} is too large; {MAX_SEED} is the largest")
+    return seeds
+
+
+def parse_inits(given: Sequence[str]) -> dict[str, Any]:
+    """Return `inits` and `formats` of a request from NAME=FILE and NAME:FORMAT=FILE.
+
+    Raises:
+        UserError: one of another form.
+    """
+    inits, formats = {}, {}
+    for text in given:
+        target, equals, path = text.partition("=")
+        name, colon, format = target.partition(":")
+        if not (name and equals and path) or (colon and not format):
+            raise UserError(f"--init {text!r} is not of the form NAME=FILE or NAME:FORMAT=FILE")
+        inits[name] = Path(path)
+        if format:
+            formats[name] = format
+    return {"inits": inits, "formats": formats}

@@ -90,10 +90,10 @@ class Worker:
         """Say how the process ended that should have left a record."""
         code = self.process.exitcode
         if code is None or code >= 0:
-            return f"the run's process ended with code {code} and left no record; see its log.txt"
+            return f"the run's process ended with code {code} and left no record"
         name = signal.Signals(-code).name
         hint = ", perhaps by the out-of-memory killer" if name == "SIGKILL" else ""
-        return f"the run's process was killed with {name}{hint}; see its log.txt"
+        return f"the run's process was killed with {name}{hint}"
 
 
 def _work(work: Execute, planned: PlannedRun, site: Site, gpus: tuple[str, ...]) -> None:

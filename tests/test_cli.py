@@ -43,11 +43,6 @@ BAD_INPUT = {
         "vit_mini_patch8",
     ),
     "scale": (["reproduce", "table4", "--scale", "minni"], "unknown scale 'minni'", "paper"),
-    "scale of a table": (
-        ["reproduce", "table4", "--scale", "paper"],
-        "table4 has no scale 'paper'. It has: mini",
-        "--scale mini",
-    ),
     "override key": (
         ["reproduce", "table4", "--set", "solver.iteration=2"],
         "unknown override key 'solver.iteration'. Did you mean solver.iterations",

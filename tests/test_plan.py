@@ -304,6 +304,8 @@ def test_tables_without_the_scale_are_left_out_beside_others() -> None:
     assert [table.name for table in found.tables] == ["big"]
     assert set(found.absent_tables) == {"table4"} and "no scale" in found.absent_tables["table4"]
     assert {key.table for key in found.cells} == {"big"}
+    with pytest.raises(UserError, match=r"table4 has no scale 'paper'. It has: mini. Give --scale"):
+        make_plan([small], "paper", [0], ROOT)
 
 
 @pytest.mark.parametrize("task", ["tokenizer", "pretraining", "classification", "detection"])
