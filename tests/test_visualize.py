@@ -207,3 +207,14 @@ def test_odd_images_are_shown_as_they_look(save, tmp_path):
 def test_figure_without_notes_is_as_wide_as_its_images(tmp_path):
     image_grid([torch.rand(3, 3, 32, 32)], ["a"], tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size == (110 + 3 * 132, 136)
+
+
+def test_notes_are_not_cut_off(tmp_path):
+    rows, note = [torch.zeros(1, 3, 128, 128)], "known of these pixels: " * 6
+    image_grid(rows, ["title"], tmp_path / "plain.png")
+    image_grid(rows, ["title"], tmp_path / "noted.png", notes=[note])
+    plain, noted = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("plain", "noted"))
+    below = noted[len(plain) :]
+    assert noted.shape[1] == plain.shape[1] and np.array_equal(noted[: len(plain)], plain)
+    assert (below.min(axis=(0, 2))[-6:] == 255).all(), "no line reaches the edge"
+    assert len(below) > 3 * 13, "a long note has several lines"

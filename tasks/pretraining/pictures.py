@@ -85,7 +85,10 @@ def _arrange(
     bands = -(-count // columns)
     band_px = len(rows) * cell_h + (2 * FONT_PX if bands > 1 else 0)
     below = bands * band_px + GAP
-    sheet = Sheet(margin + min(count, columns) * cell_w, below + len(notes) * (FONT_PX + 2 * GAP))
+    width = margin + min(count, columns) * cell_w
+    # Letters of a PDF or SVG are a little wider than those measured here.
+    lines = [line for note in notes for line in _wrapped(note, font, 0.85 * width)]
+    sheet = Sheet(width, below + len(lines) * (FONT_PX + 2 * GAP))
     for line, (images, title) in enumerate(zip(rows, titles, strict=True)):
         for index, image in enumerate(images):
             band, column = divmod(index, columns)
@@ -93,9 +96,21 @@ def _arrange(
             sheet.images.append((margin + column * cell_w, top, _picture(image, zoom)))
             if column == 0:
                 sheet.texts.append((6, top + (cell_h - GAP) // 2, title))
-    for line, note in enumerate(notes):
-        sheet.texts.append((6, below + line * (FONT_PX + 2 * GAP) + FONT_PX // 2, note))
+    for number, line in enumerate(lines):
+        sheet.texts.append((6, below + number * (FONT_PX + 2 * GAP) + FONT_PX // 2, line))
     return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Lines of whole words that are no wider than this many pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _png(sheet: Sheet, kind: str) -> bytes:
