@@ -20,6 +20,7 @@ from backbones.vit import VisionTransformer
 from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome
 from tasks import engine
+from tasks.classification.checks import check_classes
 from tasks.classification.model import Classifier, frozen_part
 from tasks.data.images import labelled_sets
 from tasks.data.mixing import mixing
@@ -33,11 +34,13 @@ def run(job: Job) -> Outcome:
     With `model.ema_decay`, the average of the weights is what is scored.
 
     Raises:
+        UserError: labels that cannot be learnt; see `check_classes`.
         RuntimeError: what was to stay frozen did not.
     """
     data, settings, solver = (job.recipe[section] for section in ("data", "model", "solver"))
     engine.seed_all(job.run.seed, 0)
     train_set, val_set, classes = labelled_sets(job.run.dataset, job.data_root, data)
+    check_classes(job.run.dataset, classes, train_set.labels, val_set.labels)
     encoder, loaded = load_encoder(job, settings["drop_path_rate"])
     model = build(encoder, len(classes), settings)
     before = fingerprint(frozen_part(encoder))

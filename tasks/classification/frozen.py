@@ -20,6 +20,7 @@ from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome
 from tasks import distributed, engine
 from tasks.classification import load_encoder
+from tasks.classification.checks import check_classes
 from tasks.classification.features import few, few_shot, nearest_neighbours
 from tasks.classification.model import check_encoder, pooled
 from tasks.data.images import labelled_sets
@@ -33,6 +34,7 @@ def run(job: Job) -> Outcome:
     data, settings = job.recipe["data"], job.recipe["model"]
     engine.seed_all(job.run.seed, 0)
     train_set, val_set, classes = labelled_sets(job.run.dataset, job.data_root, data)
+    check_classes(job.run.dataset, classes, train_set.labels, val_set.labels)
     encoder, loaded = load_encoder(job)
     check_encoder(encoder, settings["pool"])
     distributed.start()

@@ -183,6 +183,12 @@ def _check(
     iterations: int,
 ) -> None:
     size, world = len(dataset), distributed.world_size()  # type: ignore[arg-type]
+    if world * passes > size:
+        raise UserError(
+            f"{world} processes x solver.accumulation {passes} = {world * passes} micro-batches of "
+            f"at least one image are more than the training set of {size} images; set "
+            f"solver.accumulation to at most {max(1, size // world)}"
+        )
     if batch_size > size:
         # It would never see a whole batch of an epoch.
         raise UserError(
