@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from mae_bench.errors import UserError, unknown
 from tasks.data import classification_split, get_dataset, is_source
-from tasks.data.crops import RandomCrop, SingleDrawCrop
+from tasks.data.crops import RandomCrop, SingleDrawCrop, as_image
 from tasks.data.formats import Member
 from tasks.data.reading import BrokenImage, decode, open_image, read_image
 
@@ -105,14 +105,20 @@ class ImageDataset(Dataset):
         return self.transform(self._cache[index])
 
 
-def normalise(image: Image.Image) -> Tensor:
-    """RGB image -> (3, H, W) float32, ImageNet mean and deviation removed."""
-    array = np.asarray(image, dtype=np.float32) * _SCALE - _SHIFT
-    return torch.from_numpy(array).permute(2, 0, 1)
+def normalise(image: Image.Image | Tensor) -> Tensor:
+    """RGB image, or (3, H, W) uint8 -> (3, H, W) float32, ImageNet mean and deviation removed."""
+    pixels = image
+    if not isinstance(image, Tensor):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(_SCALE).sub_(_SHIFT)
 
 
-_SCALE = 1 / (255 * np.array(IMAGENET_DEFAULT_STD, dtype=np.float32))
-_SHIFT = np.array(IMAGENET_DEFAULT_MEAN, np.float32) / np.array(IMAGENET_DEFAULT_STD, np.float32)
+_MEAN, _DEVIATION = (
+    np.array(values, np.float32).reshape(3, 1, 1)
+    for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+)
+_SCALE = torch.from_numpy(1 / (255 * _DEVIATION))
+_SHIFT = torch.from_numpy(_MEAN / _DEVIATION)
 
 
 def training_transform(
@@ -148,7 +154,7 @@ def training_transform(
     # On the command line the word "none" is read as None.
     steps = _crop(size, scale, augmentation or "none", crop_ratio)
     if rand_augment:
-        steps.append(_rand_augment(rand_augment, size))
+        steps += [as_image, _rand_augment(rand_augment, size)]
     steps.append(normalise)
     if erasing:
         steps.append(RandomErasing(erasing, mode="pixel", device="cpu"))
@@ -172,7 +178,7 @@ def _crop(size: int, scale: Sequence[float], augmentation: str, crop_ratio: floa
         "random": random,
         "single-draw": [SingleDrawCrop(size, tuple(scale), interpolation="bicubic"), flip],
         # The paper gives no strength: that of BEiT's pretraining, which has no hue either.
-        "random+jitter": [*random, transforms.ColorJitter(0.4, 0.4, 0.4)],
+        "random+jitter": [*random, as_image, transforms.ColorJitter(0.4, 0.4, 0.4)],
     }
     if augmentation not in steps:
         raise unknown("augmentation", augmentation, steps)

@@ -42,8 +42,9 @@ def open_image(place: Path | Member) -> Image.Image:
         BrokenImage: no such file, or no image.
     """
     try:
-        file = io.BytesIO(place.read()) if isinstance(place, Member) else place
-        image = Image.open(file)
+        # At once: Pillow reads a file in small pieces.
+        content = place.read() if isinstance(place, Member) else Path(place).read_bytes()
+        image = Image.open(io.BytesIO(content))
     except DAMAGE as error:
         raise BrokenImage(f"cannot read image {place}: {error}") from None
     image.place = place
@@ -97,7 +98,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether the camera's orientation makes width and height change places."""
+    return _orientation(image) >= 5
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether decoding alone gives upright 8-bit RGB."""
+    return image.mode == "RGB" and _orientation(image) == 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """As in EXIF, from 1 (upright) to 8."""
     try:
-        return image.getexif().get(ORIENTATION, 1) >= 5
+        return image.getexif().get(ORIENTATION, 1)
     except DAMAGE:
-        return True  # decoding will say what is wrong
+        return 8  # decoding will say what is wrong
