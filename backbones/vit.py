@@ -351,8 +351,8 @@ def _windowed(depth: int, window_size: int, global_blocks: Sequence[int] | None)
     """Which blocks attend in windows."""
     if window_size < 0:
         raise UserError(f"window_size {window_size}: a number of patches, or 0 for no windows")
-    blocks = quarters(depth) if global_blocks is None else tuple(global_blocks)
-    if not set(blocks) <= set(range(depth)):
+    blocks = tuple(quarters(depth) if global_blocks is None else global_blocks)
+    if global_blocks is not None and not set(blocks) <= set(range(depth)):
         raise UserError(f"global_blocks {list(blocks)}: block numbers from 0 to {depth - 1}")
     return [window_size > 0 and i not in blocks for i in range(depth)]
 

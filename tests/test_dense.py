@@ -424,6 +424,14 @@ def test_impossible_options(options, message):
         create_backbone("vit_mini_patch8", **options)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_encoders_of_fewer_blocks_than_quarters(depth):
+    for window_size in (0, 3):
+        model = create_backbone("vit_mini_patch8", depth=depth, window_size=window_size)
+        assert model.blocks[-1].attn.window_size == 0
+        assert len(model.forward_maps(torch.randn(1, 3, 40, 32), range(depth))) == depth
+
+
 def test_impossible_inputs():
     model = create_backbone("vit_mini_patch8", window_size=4, window_pad=False)
     model.forward_maps(torch.randn(1, 3, 64, 32), (3,))
