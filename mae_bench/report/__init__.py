@@ -52,7 +52,7 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
         for name in wanted:
             path = out / FILES[name]
-            write_atomically(path, _render(name, results, records, work_dir))
+            write_atomically(path, _render(name, results, records, out, work_dir))
             written.append(path)
     except OSError as error:
         raise UserError(
@@ -62,13 +62,19 @@ def write_report(
 
 
 def _render(
-    name: str, results: Sequence[TableResult], records: Mapping[str, Record], work_dir: Path
+    name: str,
+    results: Sequence[TableResult],
+    records: Mapping[str, Record],
+    out: Path,
+    work_dir: Path,
 ) -> str:
     """The content of one file; what a format needs is imported when it is asked for."""
     if name == "html":
-        from mae_bench.report import html
+        from mae_bench.report import album, html
 
-        return html.render(results, records, work_dir / "runs")
+        page = html.render(results, records, work_dir / "runs", work_dir / "cache" / "pictures")
+        album.write_beside(page.pictures, out)
+        return page.text
     if name == "md":
         from mae_bench.report import markdown
 

@@ -17,6 +17,7 @@ PAPER_BACKBONES = ("vit-b16", "vit-l16")
 PAPER_LABEL = "paper, ViT-B / L"
 NOTHING = "\N{EN DASH}"
 LONGEST_REASON = 160
+LINES = re.compile(r"[\n\t]")
 SHORT_STATES = {"not available": "n/a", "not asked for": NOTHING, "missing": "not run"}
 MINUS = "\N{MINUS SIGN}"
 NO_VERDICT = "no verdict at mini scale"
@@ -163,8 +164,23 @@ def column_title(result: TableResult, column: ColumnResult) -> str:
     text = column.column.title
     if column.unit and column.unit not in text:
         text += f" ({column.unit})"
+    return _of_backbone(result, column, text)
+
+
+def short_title(result: TableResult, column: ColumnResult) -> str:
+    """A column's title without its unit."""
+    return _of_backbone(result, column, column.column.title)
+
+
+def _of_backbone(result: TableResult, column: ColumnResult, text: str) -> str:
     several = len({other.backbone for other in result.columns}) > 1
     return f"{text}, {column.backbone}" if several else text
+
+
+def direction(column: ColumnResult) -> str:
+    """ "AP, higher is better"."""
+    better = "higher is better" if column.higher_is_better else "lower is better"
+    return f"{column.unit}, {better}" if column.unit else better
 
 
 def groups(result: TableResult) -> list[tuple[str, int]]:
@@ -221,7 +237,18 @@ def _seeds_note(num_seeds: int) -> str:
 
 def notes(result: TableResult) -> list[str]:
     """What belongs to one table: its own remark, and why a score or a verdict is not there."""
-    return [*filter(None, [result.table.note]), *_reasons(result), *_incomparable(result)]
+    own = [result.table.note, _not_here(result)]
+    return [*filter(None, own), *_reasons(result), *_incomparable(result)]
+
+
+def _not_here(result: TableResult) -> str:
+    """The columns that this scale does not have at all."""
+    names = [
+        f"{column.group} {column.title}"
+        for column in result.table.columns
+        if result.scale not in column.scales
+    ]
+    return f"Out of scope at {result.scale} scale: {', '.join(names)}." if names else ""
 
 
 def _reasons(result: TableResult) -> list[str]:
@@ -259,6 +286,6 @@ def shorten(text: str) -> str:
 
 def printable(text: str) -> str:
     """Replace control characters (a terminal would obey them) by a visible mark."""
-    if text.isprintable():
+    if all(part.isprintable() for part in LINES.split(text)):  # nearly always
         return text
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)

@@ -1,0 +1,316 @@
+"""Charts of two axes: learning curves, figures over a setting, cost, tasks against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+from mae_bench.aggregate import Cell, ColumnResult, TableResult
+from mae_bench.records import Record
+from mae_bench.report import wording
+from mae_bench.report.axes import Frame, Tick, spanned, ticks
+from mae_bench.report.charts import Shared, shared_columns
+
+WIDTH, HEIGHT = 360.0, 230.0
+CURVE_WIDTH, CURVE_HEIGHT = 560.0, 190.0
+AXIS_TITLE_HEIGHT = 40.0
+MOST_CURVE_POINTS = 240
+HOUR = 3600.0
+# Scores that a task takes of its validation images while it trains, among its facts.
+VALIDATION = "validation_"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve: an SVG path, its last point, its axes; `reference` is a path to compare."""
+
+    name: str
+    path: str
+    end: tuple[float, float]
+    last: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point with its whisker (an SVG path) and what it stands for."""
+
+    init: str
+    x: float
+    y: float
+    text: str
+    run_id: str
+    whisker: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """Marks that belong together, joined by a path; `published` ones are the paper's."""
+
+    name: str
+    path: str
+    marks: tuple[Mark, ...]
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A chart with two axes."""
+
+    title: str
+    x_title: str
+    y_title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Mark, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A mark before it has a place."""
+
+    init: str
+    x: float
+    y: float
+    text: str
+    run_id: str = ""
+    sd: float | None = None
+    x_sd: float | None = None
+
+
+def curve(points: Sequence[Mapping[str, object]]) -> Curve | None:
+    """Lay out a run's learning curve.
+
+    Args:
+        points: lines of metrics.jsonl. A resumed run repeats steps: the last line of a step
+            counts. "loss" is drawn if there, otherwise the first scalar; what is not finite is
+            left out.
+
+    Returns:
+        None for fewer than two points.
+    """
+    names = dict.fromkeys(name for point in points for name in point if name != "step")
+    name = "loss" if "loss" in names else next(iter(names), "")
+    values: dict[float, float] = {}
+    for point in points:
+        step, value = point.get("step"), point.get(name)
+        if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
+            values[step] = float(value)
+    return _curve(name, sorted(values.items()))
+
+
+def validation_curve(record: Record) -> Curve | None:
+    """Scores while training beside the recipe's reference curve; None where a run took none."""
+    facts = record.outcome.facts if record.outcome else {}
+    reference = record.run.recipe_values.get("reference")
+    against = reference.get("curve") if isinstance(reference, Mapping) else None
+    for name, scores in facts.items():
+        if name.startswith(VALIDATION) and isinstance(scores, Mapping):
+            pairs = sorted(_pairs(scores.items()))
+            return _curve(name.removeprefix(VALIDATION), pairs, sorted(_pairs(against or ())))
+    return None
+
+
+def _pairs(items: Iterable[Any]) -> Iterator[tuple[float, float]]:
+    """Step and score of what can be read as such."""
+    for item in items:
+        try:
+            step, score = map(float, item)
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(step) and math.isfinite(score):
+            yield step, score
+
+
+def _curve(
+    name: str,
+    points: Sequence[tuple[float, float]],
+    reference: Sequence[tuple[float, float]] = (),
+) -> Curve | None:
+    if len(points) < 2:
+        return None
+    last = points[-1]
+    # Thinning must not lose the last point: it is the one with a label.
+    points = [*points[: -1 : math.ceil(len(points) / MOST_CURVE_POINTS)], last]
+    both = [*points, *reference]
+    scale = ticks(min(y for _, y in both), max(y for _, y in both))
+    frame = Frame(spanned(x for x, _ in both), tuple(scale), CURVE_WIDTH, CURVE_HEIGHT)
+    return Curve(
+        name=name,
+        path=frame.path(points),
+        end=(frame.at_x(last[0]), frame.at_y(last[1])),
+        last=f"{last[1]:.4g}",
+        x_ticks=frame.x_ticks,
+        y_ticks=frame.y_ticks,
+        reference=frame.path(reference) if len(reference) > 1 else "",
+    )
+
+
+def figures(results: Iterable[TableResult]) -> list[Plot]:
+    """The tables that have an x axis, as curves over it; the paper's own beside or, at its scale,
+    among ours.
+    """
+    found: list[Plot | None] = []
+    for result in results:
+        if result.table.x_title is None:
+            continue
+        ours, paper = _series(result), _published_series(result)
+        title = wording.title(result)
+        if result.scale == "paper":
+            found.append(_over_x(title, result.table.x_title, {**ours, **paper}, set(paper)))
+        else:
+            found.append(_over_x(title, result.table.x_title, ours, set()))
+            beside = f"{wording.kicker(result)} of the paper, at paper scale"
+            found.append(_over_x(beside, result.table.x_title, paper, set(paper)))
+    return [plot for plot in found if plot]
+
+
+def _series(result: TableResult) -> dict[str, list[_Point]]:
+    """Our curves: per column over the rows' x, or per row over the columns' x."""
+    series: dict[str, list[_Point]] = {}
+    for row, column, cell in _cells(result):
+        x = row.row.x if row.row.x is not None else column.column.x
+        if x is None or cell.mean is None:
+            continue
+        name = row.row.title if row.row.x is None else wording.column_title(result, column)
+        point = _Point(row.row.init, x, cell.mean, wording.score(cell), _first(cell), cell.sd)
+        series.setdefault(name, []).append(point)
+    return series
+
+
+def _published_series(result: TableResult) -> dict[str, list[_Point]]:
+    series: dict[str, list[_Point]] = {}
+    for row, column, cell in _cells(result):
+        x = row.row.x if row.row.x is not None else column.column.x
+        for reference in cell.published:
+            if x is None or reference.value is None:
+                continue
+            title = row.row.title if row.row.x is None else wording.column_title(result, column)
+            name = f"paper, {wording.paper_backbone(reference.backbone)}: {title}"
+            text = f"paper {wording.number(reference.value)}"
+            point = _Point(row.row.init, x, reference.value, text)
+            if all(other.x != x for other in series.setdefault(name, [])):
+                series[name].append(point)
+    return series
+
+
+def _cells(result: TableResult) -> Iterator[tuple[Any, ColumnResult, Cell]]:
+    for row in result.rows:
+        for column, cell in zip(result.columns, row.cells, strict=True):
+            yield row, column, cell
+
+
+def _over_x(
+    title: str, x_title: str, series: Mapping[str, list[_Point]], published: set[str]
+) -> Plot | None:
+    points = [point for line in series.values() for point in line]
+    frame = _frame(points)
+    if frame is None:
+        return None
+    lines = []
+    for name, line in series.items():
+        ordered = sorted(line, key=lambda point: point.x)
+        marks = tuple(_mark(frame, point) for point in ordered)
+        path = frame.path((point.x, point.y) for point in ordered)
+        lines.append(Line(name, path, marks, name in published))
+    return Plot(title, x_title, "", frame.x_ticks, frame.y_ticks, lines=tuple(lines))
+
+
+def costs(results: Sequence[TableResult], records: Mapping[str, Record]) -> list[Plot]:
+    """Scores against the device time of the pretraining behind them, per column."""
+    plots = []
+    for shared in shared_columns(results):
+        points = []
+        for init, cell in shared.cells.items():
+            hours = [_pretraining_hours(seed.run_id, records) for seed in cell.seeds]
+            known = [value for value in hours if value is not None]
+            if cell.mean is not None and len(known) == len(hours):
+                text, run = f"{init}: {wording.score(cell)}", _first(cell)
+                points.append(_Point(init, fmean(known), cell.mean, text, run, cell.sd))
+        unit_of_x = "hours" if any(point.x >= 1 for point in points) else "minutes"
+        if unit_of_x == "minutes":
+            points = [_scaled(point, 60) for point in points]
+        x_title = f"pretraining, device {unit_of_x}"
+        plot = _scatter(shared.title, x_title, wording.direction(shared.column), points)
+        # One place on the x axis shows no relation.
+        if plot and len({point.x for point in points}) > 1:
+            plots.append(plot)
+    return plots
+
+
+def tasks(results: Sequence[TableResult]) -> list[Plot]:
+    """Mean scores of the inits on one task against another: the first column of each task."""
+    first: dict[str, Shared] = {}
+    for shared in shared_columns(results):
+        if sum(cell.complete for cell in shared.cells.values()) > 1:
+            first.setdefault(shared.column.column.task, shared)
+    plots = []
+    for across, up in combinations(first.values(), 2):
+        points = [
+            _Point(init, x.mean, y.mean, init, _first(y), y.sd, x.sd)
+            for init, x in across.cells.items()
+            if (y := up.cells.get(init)) and x.mean is not None and y.mean is not None
+        ]
+        if len(points) > 1:
+            title = f"{up.title} against {across.title}"
+            plots.append(_scatter(title, across.title, up.title, points))
+    return [plot for plot in plots if plot]
+
+
+def _pretraining_hours(run_id: str | None, records: Mapping[str, Record]) -> float | None:
+    """Device hours of all that a run was made from; None where weights came from a file."""
+    record = records.get(run_id or "")
+    if record is None:
+        return None
+    total = 0.0
+    for weights in record.run.upstream.values():
+        made = records.get(weights.run_id or "")
+        before = _pretraining_hours(weights.run_id, records)
+        if made is None or before is None:
+            return None
+        total += before + made.provenance.seconds * made.provenance.world_size / HOUR
+    return total
+
+
+def _scaled(point: _Point, factor: float) -> _Point:
+    return _Point(point.init, point.x * factor, point.y, point.text, point.run_id, point.sd)
+
+
+def _scatter(title: str, x_title: str, y_title: str, points: Sequence[_Point]) -> Plot | None:
+    frame = _frame(points)
+    if frame is None:
+        return None
+    marks = tuple(_mark(frame, point) for point in points)
+    return Plot(title, x_title, y_title, frame.x_ticks, frame.y_ticks, marks)
+
+
+def _frame(points: Sequence[_Point]) -> Frame | None:
+    if not points:
+        return None
+    xs = [point.x + sign * (point.x_sd or 0.0) for point in points for sign in (-1, 1)]
+    ys = [point.y + sign * (point.sd or 0.0) for point in points for sign in (-1, 1)]
+    low, high = spanned(xs)
+    room = (high - low) * 0.06
+    scale = ticks(min(ys), max(ys))
+    return Frame((low - room, high + room), tuple(scale), WIDTH, HEIGHT, bottom=AXIS_TITLE_HEIGHT)
+
+
+def _mark(frame: Frame, point: _Point) -> Mark:
+    x, y = frame.at_x(point.x), frame.at_y(point.y)
+    whisker = ""
+    if point.sd:
+        whisker += f"M{x} {frame.at_y(point.y - point.sd)}V{frame.at_y(point.y + point.sd)}"
+    if point.x_sd:
+        whisker += f"M{frame.at_x(point.x - point.x_sd)} {y}H{frame.at_x(point.x + point.x_sd)}"
+    return Mark(point.init, x, y, point.text, point.run_id, whisker)
+
+
+def _first(cell: Cell) -> str:
+    return next((seed.run_id for seed in cell.seeds if seed.run_id), "")

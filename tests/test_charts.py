@@ -1,0 +1,149 @@
+"""Charts: what is drawn, and where; nothing that was not measured."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import made_up
+import pytest
+import worlds
+from made_up import record, run, world
+from worlds import BASE
+
+from mae_bench.aggregate import aggregate
+from mae_bench.records import Outcome, Table, Upstream
+from mae_bench.report import charts, plots
+from mae_bench.report.axes import ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 61.9), (-3, 7), (0.31, 0.3101), (5, 5), (0, 0), (1e-9, 3e-9)]
+)
+def test_ticks_cover_the_range_evenly(low: float, high: float):
+    found = ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    assert 2 <= len(found) <= 6
+    steps = [after - before for before, after in itertools.pairwise(found)]
+    assert max(steps) == pytest.approx(min(steps), rel=1e-3)
+
+
+def test_a_curve_takes_the_last_line_of_a_step_and_drops_what_is_not_finite():
+    points = [
+        {"step": 0, "loss": 9.0},
+        {"step": 1, "loss": 5.0},
+        {"step": 0, "loss": 4.0},
+        {"step": 2, "loss": math.nan},
+        {"step": 3, "loss": 2.0, "lr": 1.0},
+    ]
+    curve = plots.curve(points)
+    assert curve is not None
+    assert curve.name == "loss" and curve.last == "2"
+    assert curve.path.count("L") == 2
+    assert curve == plots.curve([points[2], points[1], points[4]])
+    assert plots.curve(points[:1]) is None
+    assert plots.curve([]) is None
+
+
+def test_bars_show_only_what_is_measured():
+    panels = {panel.title: panel for panel in charts.panels(worlds.measured()[0])}
+    assert list(panels)[:3] == ["mini COCO, AP box", "mini COCO, AP mask", "mini ADE20K, mIoU"]
+    assert len(panels) == 9
+    bars = {bar.init: bar for bar in panels["mini COCO, AP box"].bars}
+    assert set(bars) == set(BASE)
+    assert bars["random"].length is None and len(bars["random"].dots) == 2
+    lengths = [bars[init].length / (BASE[init] + 0.1) for init in BASE if init != "random"]
+    assert lengths == pytest.approx([lengths[0]] * 4, rel=1e-3)
+
+
+def figure(over_columns: bool = False) -> Table:
+    """A table with an axis: mask ratios as rows, or blocks as columns."""
+    table = made_up.tables()[0]
+    ratios = (10, 50, 75)
+    if over_columns:
+        columns = tuple(
+            table.columns[0].model_copy(update={"title": f"{x} blocks", "x": x}) for x in ratios
+        )
+        rows = table.rows[1:2] + table.rows[4:]
+        return table.model_copy(update={"columns": columns, "rows": rows, "x_title": "blocks"})
+    rows = tuple(
+        row.model_copy(update={"x": x, "init": init, "title": f"{x}%"})
+        for row, x, init in zip(table.rows, ratios, BASE, strict=False)
+    )
+    return table.model_copy(update={"rows": rows, "x_title": "masked, %"})
+
+
+@pytest.mark.parametrize("over_columns", [False, True])
+def test_a_table_with_an_axis_is_drawn_over_it(over_columns: bool):
+    table = figure(over_columns)
+    cells, records = world([table], (0, 1), worlds.score)
+    results = aggregate([table], "mini", cells, records, {})
+    ours, paper = plots.figures(results)
+    names = ["supervised", "MAE"] if over_columns else ["AP box (%)", "AP mask (%)"]
+    assert [line.name for line in ours.lines] == names
+    for line in ours.lines:
+        assert len(line.marks) == 3 and not line.published
+        places = [mark.x for mark in line.marks]
+        assert places == sorted(places)
+        # 10 and 50 are further apart than 50 and 75.
+        assert (places[1] - places[0]) / (places[2] - places[1]) == pytest.approx(40 / 25, rel=0.02)
+    assert all(line.published for line in paper.lines) and "paper" in paper.title
+    assert charts.shared_columns(results) == []
+
+
+def test_a_table_without_an_axis_is_no_figure():
+    assert plots.figures(worlds.measured()[0]) == []
+
+
+def test_cost_is_the_device_time_of_all_that_came_before():
+    table = made_up.tables()[1]
+    cells, records = world([table], [0], worlds.score, imported=("moco-v3", "beit"))
+    tokenizer = run("tokenizer", "tokenizer")
+    mae = run("pretraining", upstream={"tokenizer": Upstream(run_id=tokenizer.id)})
+    two = made_up.provenance(seconds=600.0, world_size=2)
+    records |= {tokenizer.id: record(tokenizer), mae.id: record(mae, provenance=two)}
+    seconds = {"random": None, "mae-norm-pixel": mae.id}
+    for run_id, found in list(records.items()):
+        if found.run.init in seconds and found.run.task == "segmentation":
+            made_from = seconds[found.run.init]
+            upstream = {"backbone": Upstream(run_id=made_from)} if made_from else {}
+            changed = found.run.model_copy(update={"upstream": upstream})
+        elif found.run.task == "segmentation":
+            upstream = {"backbone": Upstream(checkpoint="x", sha256="y")}
+            changed = found.run.model_copy(update={"upstream": upstream})
+        else:
+            continue
+        records[run_id] = found.model_copy(update={"run": changed})
+    results = aggregate([table], "mini", cells, records, {})
+    plot = plots.costs(results, records)[0]
+    assert {mark.init for mark in plot.marks} == {"random", "mae-norm-pixel"}
+    assert plot.x_title == "pretraining, device minutes"
+    # 61.25 s for the tokenizer, 600 s on two devices: 21 minutes, the axis goes to 20.
+    assert [tick.text for tick in plot.x_ticks] == ["0", "5", "10", "15", "20"]
+
+
+def test_tasks_stand_against_each_other_where_both_are_complete():
+    found = plots.tasks(worlds.measured()[0])
+    assert [plot.title for plot in found] == [
+        "mini ADE20K, mIoU against mini COCO, AP box",
+        "mini iNat 2018, fine-tuned against mini COCO, AP box",
+        "mini iNat 2018, fine-tuned against mini ADE20K, mIoU",
+    ]
+    # random has no complete detection, supervised no complete segmentation.
+    assert {mark.init for mark in found[0].marks} == {
+        "mae-norm-pixel",
+        "mae-pixel",
+        "mae-dvae-token",
+    }
+
+
+def test_a_validation_curve_stands_beside_the_recipe_s_reference():
+    which = run(recipe_values={"reference": {"curve": [[16000, 38.65], [32000, 43.97]]}})
+    facts = {"validation_miou": {"16000": 30.0, "32000": 40.0, "x": "y"}}
+    found = plots.validation_curve(record(which, outcome=Outcome(metrics={}, facts=facts)))
+    assert found is not None and found.name == "miou" and found.last == "40"
+    assert found.path.count("L") == found.reference.count("L") == 1
+    own = [float(pair.split()[1]) for pair in found.path[1:].split("L")]
+    reference = [float(pair.split()[1]) for pair in found.reference[1:].split("L")]
+    assert all(ours > theirs for ours, theirs in zip(own, reference, strict=True))  # lower scores
+    assert plots.validation_curve(record(run())) is None
