@@ -28,6 +28,8 @@ WITHOUT_WEIGHTS = ("wallclock",)
 # elsewhere the first whose name begins with the scale.
 DEFAULT_RECIPES = {
     ("classification", "paper"): "classification/finetune",
+    ("classification", "own"): "classification/own_data",
+    ("frozen", "own"): "frozen/paper",
     ("detection", "paper"): "detection/li",
     ("detection", "own"): "detection/own_data",
     ("segmentation", "paper"): "segmentation/upernet",
