@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode, Instances
 
 from mae_bench.job import Job, write_atomically
 from mae_bench.records import Metric, Picture
+from tasks import distributed
 from tasks.detection.data import register
 from tasks.detection.picture import Detections, draw
 
@@ -50,11 +51,15 @@ class Progress(DatasetEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         self.done += len(inputs)
-        self.job.report("evaluate", self.done, self.total)
+        if distributed.is_main():
+            self.job.report("evaluate", self.done, self.total)
 
 
 def evaluate(job: Job, cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Score the validation images once with pycocotools; "bbox" and "segm" -> score -> AP."""
+    """Score the validation images once with pycocotools; "bbox" and "segm" -> score -> AP.
+
+    Several processes share the images; only the main one has results.
+    """
     loader = instantiate(cfg.dataloader.test)
     cfg.dataloader.evaluator.output_dir = str(job.folder / "inference")
     # pycocotools prints its table; it belongs to the results.
@@ -62,7 +67,8 @@ def evaluate(job: Job, cfg: DictConfig, model: nn.Module) -> dict[str, dict[str,
         coco = instantiate(cfg.dataloader.evaluator)
         evaluators = [_only(coco, loader), Progress(job, len(loader))]
         results = inference_on_dataset(model, loader, evaluators)
-    write_atomically(job.folder / "inference" / "pycocotools.txt", printed.getvalue())
+    if distributed.is_main():
+        write_atomically(job.folder / "inference" / "pycocotools.txt", printed.getvalue())
     return results
 
 
