@@ -75,7 +75,7 @@ def mmseg_config(
     batch = solver["batch_size"] // solver.get("accumulation", 1)
     return dict(
         custom_imports=dict(imports=["backbones.mmseg", "tasks.segmentation"]),
-        model=_model(recipe, len(splits["train"].classes), backbone, checkpoint),
+        model=model_config(recipe, len(splits["train"].classes), backbone, checkpoint),
         tta_model=dict(type="MultiScaleFlip"),
         train_pipeline=train["pipeline"],
         tta_pipeline=views["pipeline"],
@@ -144,9 +144,10 @@ ENCODER_OPTIONS = ("relative_positions", "layer_scale")
 HIERARCHICAL_CHANNELS = 512
 
 
-def _model(
+def model_config(
     recipe: Mapping[str, Any], num_classes: int, backbone: str, checkpoint: str | None
 ) -> dict[str, Any]:
+    """The segmentor of a recipe whose sizes are known (see `sized`)."""
     settings, crop = recipe["model"], recipe["data"]["crop_size"]
     arch = settings.get("architecture") or backbone
     about = describe(arch)
