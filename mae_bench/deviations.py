@@ -24,25 +24,35 @@ def deviations(run: Run, setting: Setting, records: Mapping[str, Record]) -> Ite
         setting: of the column; what it changes is part of the table.
         records: run id -> record, for the runs upstream; one that is not there is passed over.
     """
-    yield from _changes(run, setting.overrides)
+    yield from own_changes(run, setting.overrides)
+    yield from upstream_changes(run, records)
+
+
+def upstream_changes(run: Run, records: Mapping[str, Record]) -> Iterator[str]:
+    """Yield what sets the weights that a run starts from apart."""
     for role, weights in run.upstream.items():
         if role == START_INIT:
             yield "continues an earlier pretraining"
         made = records.get(weights.run_id or "")
         if made is not None:
             init = INITS.get(made.run.init)
-            yield from _changes(made.run, init.overrides if init else {})
+            yield from own_changes(made.run, init.overrides if init else {})
+            yield from upstream_changes(made.run, records)
 
 
-def _changes(run: Run, setting: Mapping[str, Any]) -> Iterator[str]:
+def own_changes(run: Run, setting: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the settings in which a run differs from its recipe with the changes of `setting`.
+
+    A key that the run does not have is younger than its record, and off unless the task's version
+    was raised.
+    """
     changes = {key: pick(value, (run.init, run.backbone)) for key, value in setting.items()}
     expected = _expected(run.recipe, run.backbone, run.init, json.dumps(changes, sort_keys=True))
     if expected is None:
         yield f"{run.task}: recipe {run.recipe} is not known here"
         return
-    values = dict(_flat(run.recipe_values))
-    for key in {**expected, **values}:
-        ours, shipped = values.get(key, MISSING), expected.get(key, MISSING)
+    for key, ours in _flat(run.recipe_values):
+        shipped = expected.get(key, MISSING)
         if ours != shipped and key.rpartition(".")[2] not in NO_EFFECT:
             yield f"{run.task}: {key} {_word(ours)} instead of {_word(shipped)}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from mae_bench import overview
 from mae_bench.aggregate import TableResult, aggregate
 from mae_bench.errors import UserError
+from mae_bench.grouping import grouped
 from mae_bench.launch import Launch
 from mae_bench.plan import Plan
 from mae_bench.progress import make_board, make_console
@@ -109,6 +110,17 @@ def report(request: Request, workspace: Workspace, out: Path, formats: Iterable[
     records = workspace.records(planned.run.id for planned in plan.runs)
     states = workspace.states(plan, records)
     results = aggregate(plan.tables, plan.scale, plan.cells, records, states)
+    return write_report(results, records, out, formats, work_dir=workspace.root)
+
+
+def report_grouped(
+    workspace: Workspace, out: Path, formats: Iterable[str], by: Sequence[str]
+) -> list[Path]:
+    """Print and write tables of everything in a work folder; see `grouping.grouped`."""
+    workspace.check()
+    records = workspace.records()
+    results = grouped(records, by)
+    make_console().print(terminal.render(results))
     return write_report(results, records, out, formats, work_dir=workspace.root)
 
 

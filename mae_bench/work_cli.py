@@ -80,15 +80,29 @@ def report(
     formats: Annotated[
         str, typer.Option("--format", help="Comma-separated: html, md, tex, csv, json.")
     ] = "html,md,tex,csv,json",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELDS",
+            help="Tables of all that was scored here, with these rows: init, backbone, dataset, "
+            "protocol, comma-separated.",
+        ),
+    ] = None,
 ) -> None:
     """Write the report of what was asked for last, as far as it is there."""
     from mae_bench import session
 
     workspace = Workspace(work_dir)
-    request = Request.read(workspace)
-    names = [name.strip() for name in formats.split(",")]
-    written = session.report(request, workspace, out or Path("report"), names)
+    folder, names = out or Path("report"), [name.strip() for name in formats.split(",")]
+    if by is None:
+        written = session.report(Request.read(workspace), workspace, folder, names)
+    else:
+        written = session.report_grouped(workspace, folder, names, _fields(by))
     typer.echo("\n".join(str(path) for path in written))
+
+
+def _fields(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def clean(

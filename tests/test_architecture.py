@@ -30,7 +30,7 @@ LAYERS = (
     ("plan",),
     ("deviations",),
     ("workspace", "aggregate", "ranks", "schedule"),
-    ("runner", "report", "progress", "request"),
+    ("runner", "report", "progress", "request", "grouping"),
     ("preload", "overview", "doctor", "worker"),
     ("crew", "processes", "slurm_job"),
     ("launchers", "slurm"),

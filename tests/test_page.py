@@ -262,7 +262,7 @@ def test_the_keyboard_alone_sorts_and_opens_a_run(tab: Browser):
     tab.run("document.querySelector('#runs summary').focus()")
     tab.press("Space")
     tab.wait("document.querySelector('#runs details').open")
-    assert tab.run("document.querySelector('#runs details .inside') !== null")
+    tab.wait("document.querySelector('#runs details .inside') !== null")
 
 
 @pytest.mark.slow

@@ -151,7 +151,8 @@ def kicker(result: TableResult) -> str:
 
 def group(result: TableResult, column: ColumnResult) -> str:
     """A column's heading; at mini scale it says so: what is measured there is not "COCO"."""
-    return f"mini {column.column.group}" if result.scale == "mini" else column.column.group
+    name = column.column.group
+    return f"mini {name}" if result.scale == "mini" and "mini" not in name else name
 
 
 def title(result: TableResult) -> str:
