@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mae_bench import published, significance
 from mae_bench.deviations import deviations
@@ -60,37 +61,37 @@ class Cell:
     best: bool = False
     comparison: Comparison | None = None
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         return tuple(result.metric for result in self.seeds if result.metric)
 
-    @property
+    @cached_property
     def values(self) -> tuple[float, ...]:
         """Scores that are there, in the order of the seeds."""
         return tuple(metric.value for metric in self.metrics)
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         return bool(self.seeds) and len(self.values) == len(self.seeds)
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean over all asked-for seeds; None when one of them is not there."""
         return statistics.fmean(self.values) if self.complete else None
 
-    @property
+    @cached_property
     def sd(self) -> float | None:
         """Sample standard deviation; None when incomplete or from a single seed."""
         return statistics.stdev(self.values) if self.complete and len(self.values) > 1 else None
 
-    @property
+    @cached_property
     def states(self) -> tuple[str, ...]:
         """The distinct reasons for what is not there; empty when complete."""
         if not self.seeds:
             return ("not asked for",)
         return tuple(dict.fromkeys(result.state for result in self.seeds if result.state != OK))
 
-    @property
+    @cached_property
     def not_available(self) -> bool:
         """True when this scale cannot have the cell, whatever is run."""
         return any(state.startswith("not available") for state in self.states)
@@ -104,6 +105,7 @@ class ColumnResult:
         setting: None where the scale lacks the column.
         unit, higher_is_better: as the task says; the published unit as long as nothing is run.
         minimum_difference: what the tie groups could have found here; None without spreads.
+        several_groups: whether any cells of it are told apart.
     """
 
     column: Column
@@ -112,6 +114,7 @@ class ColumnResult:
     unit: str
     higher_is_better: bool
     minimum_difference: float | None = None
+    several_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,11 @@ def build(
             ]
             if scale == "paper" and setting is not None:
                 cells = [_compared(cell, backbone, setting, records) for cell in cells]
-            grid.append(_ranked(cells, higher))
+            ranked = _ranked(cells, higher)
+            grid.append(ranked)
             smallest = significance.minimum_difference(_samples(cells))
-            columns.append(ColumnResult(column, setting, backbone, unit, higher, smallest))
+            apart = len({cell.ties for cell in ranked if cell.complete}) > 1
+            columns.append(ColumnResult(column, setting, backbone, unit, higher, smallest, apart))
     rows = tuple(
         RowResult(row, tuple(cells[index] for cells in grid))
         for index, row in enumerate(table.rows)

@@ -169,8 +169,14 @@ def _cite(reference: Reference) -> str:
 
 
 def _matching(wanted: Mapping[str, Any]) -> tuple[Reference, ...]:
+    table = wanted.get("table")
     return tuple(
         reference
-        for reference in published_results()
+        for reference in (published_results() if table is None else _of_table(table))
         if all(getattr(reference, name) == value for name, value in wanted.items())
     )
+
+
+@cache
+def _of_table(table: str) -> tuple[Reference, ...]:
+    return tuple(reference for reference in published_results() if reference.table == table)

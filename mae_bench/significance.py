@@ -25,6 +25,7 @@ Samples = Sequence[Sequence[float]]
 SIGNIFICANCE = 0.03
 CONFIDENCE = 0.95
 POWER = 0.8
+MOST_GROUPED = 60
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,16 @@ def tie_groups(samples: Samples) -> list[str]:
 
     "a" is with the largest mean. Every pair that is not told apart shares a letter, no other does
     (a compact letter display; Piepho 2004). A sample of a single value has no spread of its own
-    and cannot be told apart from any.
+    and cannot be told apart from any. With more than `MOST_GROUPED` samples only those that are
+    not told apart from the best have a letter.
 
     Returns:
         "" for all when there are fewer than two samples or no spread at all.
     """
     if len(samples) < 2 or _pooled(samples) is None:
         return [""] * len(samples)
+    if len(samples) > MOST_GROUPED:
+        return _best_group(samples)
     order = sorted(range(len(samples)), key=lambda i: -statistics.fmean(samples[i]))
     apart = _told_apart(samples)
     groups: list[frozenset[int]] = [frozenset(order)]
@@ -65,6 +69,20 @@ def tie_groups(samples: Samples) -> list[str]:
         "".join(_letter(number) for number, group in enumerate(groups) if index in group)
         for index in range(len(samples))
     ]
+
+
+def _best_group(samples: Samples) -> list[str]:
+    """ "a" for what is not told apart from the best mean, by the strictest of Holm's levels."""
+    sd, freedom = _pooled(samples) or (0.0, 0)
+    best = max(samples, key=statistics.fmean)
+    strictest = SIGNIFICANCE / math.comb(len(samples), 2)
+    letters = []
+    for values in samples:
+        error = sd * math.sqrt(1 / len(best) + 1 / len(values))
+        p = _two_sided(statistics.fmean(best) - statistics.fmean(values), error, freedom)
+        apart = p < strictest and _differ(best, values)
+        letters.append("" if apart else "a")
+    return letters
 
 
 def minimum_difference(samples: Samples) -> float | None:
@@ -142,10 +160,14 @@ def _told_apart(samples: Samples) -> list[frozenset[int]]:
     found = []
     for pair, p in pooled_p(samples).items():
         first, second = (samples[index] for index in sorted(pair))
-        clear = p < SIGNIFICANCE and min(len(first), len(second)) > 1
-        if clear and welch_p(first, second) < SIGNIFICANCE:
+        if p < SIGNIFICANCE and _differ(first, second):
             found.append(pair)
     return found
+
+
+def _differ(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether Welch's test, of the two alone, tells them apart as well."""
+    return min(len(first), len(second)) > 1 and welch_p(first, second) < SIGNIFICANCE
 
 
 def _pooled(samples: Samples) -> tuple[float, int] | None:

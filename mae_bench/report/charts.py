@@ -17,6 +17,7 @@ from mae_bench.report.axes import Tick, ticks
 WIDTH, BAR_STEP, AXIS_HEIGHT = 360.0, 42.0, 24.0
 LABEL_HEIGHT = 19.0
 RIGHT_MARGIN = 12.0
+MOST_BARS = 40
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,13 @@ def panels(results: Sequence[TableResult]) -> list[Panel]:
     for shared in shared_columns(results):
         cells = {init: cell for init, cell in shared.cells.items() if cell.values}
         if cells:
-            found.append(_panel(shared.title, shared.column, cells))
+            first = dict(list(cells.items())[:MOST_BARS])
+            more = f"; {len(cells) - MOST_BARS} more in the table" if len(cells) > MOST_BARS else ""
+            found.append(_panel(shared.title, shared.column, first, more))
     return found
 
 
-def _panel(title: str, column: ColumnResult, cells: Mapping[str, Cell]) -> Panel:
+def _panel(title: str, column: ColumnResult, cells: Mapping[str, Cell], more: str) -> Panel:
     reach = [value for cell in cells.values() for value in _reach(cell)]
     scale = ticks(min(0.0, *reach), max(0.0, *reach))
     low, high = scale[0], scale[-1]
@@ -114,7 +117,7 @@ def _panel(title: str, column: ColumnResult, cells: Mapping[str, Cell]) -> Panel
     )
     return Panel(
         title=title,
-        subtitle=wording.direction(column),
+        subtitle=wording.direction(column) + more,
         column=column,
         height=len(bars) * BAR_STEP + AXIS_HEIGHT,
         ticks=tuple(Tick(place(value), f"{value:g}") for value in scale),

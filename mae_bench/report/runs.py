@@ -212,10 +212,10 @@ def duration(seconds: float) -> str:
 
 def _clean(value: Any) -> Any:
     """Plain JSON: no control characters, no NaN."""
-    if isinstance(value, str):
-        return wording.printable(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if type(value) is str:
+        return value if value.isprintable() else wording.printable(value)
+    if type(value) is float:
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {wording.printable(str(key)): _clean(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

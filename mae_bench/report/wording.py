@@ -98,14 +98,9 @@ def below(result: TableResult, row: RowResult) -> list[tuple[str, list[str]]]:
     return [(label, texts) for label, texts in lines if set(texts) != {NOTHING}]
 
 
-def shows_ties(result: TableResult, column: int) -> bool:
-    """Whether the cells of a column need their letters: not when all are one group."""
-    return len({row.cells[column].ties for row in result.rows} - {""}) > 1
-
-
 def ties(result: TableResult, column: int, cell: Cell) -> str:
-    """The letters to print at a cell; "" where they would say nothing."""
-    return cell.ties if shows_ties(result, column) else ""
+    """The letters to print at a cell; "" where all of its column would have the same."""
+    return cell.ties if result.columns[column].several_groups else ""
 
 
 def contrasts(result: TableResult) -> list[tuple[str, list[str]]]:
@@ -287,6 +282,6 @@ def shorten(text: str) -> str:
 
 def printable(text: str) -> str:
     """Replace control characters (a terminal would obey them) by a visible mark."""
-    if all(part.isprintable() for part in LINES.split(text)):  # nearly always
+    if text.isprintable() or all(part.isprintable() for part in LINES.split(text)):
         return text
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
