@@ -29,6 +29,8 @@ DATA_ROOT = WORK_DIR / "data"
 TASKS = {"labelled": "pretraining, classification", "coco": "detection", "ade20k": "segmentation"}
 # Findings of one rule that are printed; --json has all of them.
 SHOWN = 10
+# The histogram of so many classes is printed, too.
+HISTOGRAM_SHOWN = 20
 
 
 @app.command("list")
@@ -172,6 +174,9 @@ def _print_report(report: Report) -> None:
     for split, facts in report.splits.items():
         said = (f"{_plain(value)} {what}" for what, value in facts.items() if _is_plain(value))
         typer.echo(f"{split}: {', '.join(said)}")
+        histogram = facts.get("histogram", {})
+        if 0 < len(histogram) <= HISTOGRAM_SHOWN:
+            typer.echo("  " + ", ".join(f"{name} {number}" for name, number in histogram.items()))
     by_rule: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings:
         by_rule[finding.rule].append(finding)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from tasks.data import (
     get_dataset,
     read_split,
 )
+from tasks.data.formats import Files
 
 PLACE_NAMES = ["airfield", "field/road", "field/wild"]
 LABELLED = [name for name in TREES if get_dataset(name).kind == "labelled"]
@@ -147,6 +149,17 @@ def test_a_list_that_points_outside_the_root_is_refused(key, outside, tmp_path):
         classification_split(name, tmp_path, "train")
 
 
+def test_many_files_are_a_sequence_of_paths(tmp_path):
+    names = ["a/1.jpg", "b/ü.jpg", "c.jpg"]
+    files = Files(tmp_path, names)
+    assert list(files) == [tmp_path / name for name in names] == files[:] and len(files) == 3
+    assert files[-1] == tmp_path / "c.jpg" and files[1:] == [tmp_path / n for n in names[1:]]
+    assert list(files.texts()) == [str(tmp_path / name) for name in names]
+    with pytest.raises(IndexError):
+        files[3]
+    assert len(pickle.dumps(Files(tmp_path, [f"{k:08}.jpg" for k in range(10_000)]))) < 250_000
+
+
 # --- COCO ------------------------------------------------------------------------------------
 
 
@@ -206,7 +219,7 @@ def test_unclear_coco_files_are_refused(tmp_path):
     for change, message in (
         ({"images": []}, "lists no image"),
         ({"categories": []}, "has no categories"),
-        ({"categories": [{"name": "x"}]}, "entry 0 of categories lacks one of id, name"),
+        ({"categories": [{"name": "x"}]}, "id of entry 0 of categories is None"),
     ):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match=message):

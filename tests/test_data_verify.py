@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,7 +169,11 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
         ("places205", remove("data"), "image folder is missing"),
         ("places365-small", remove("val_256"), "image folder of the val split is missing"),
         (COCO, train_json(lambda c: c["categories"].clear()), "has no categories"),
-        (COCO, train_json(lambda c: c["annotations"][0].pop("image_id")), "entry 0 of annotations"),
+        (
+            COCO,
+            train_json(lambda c: c["annotations"][0].pop("image_id")),
+            "image_id of entry 0 of annotations is None",
+        ),
         ("ade20k", remove("objectInfo150.txt"), "the class list is missing"),
         (ADE20K, remove("ann_dir/val"), "the map folder of the val split is missing"),
         (ADE20K, remove("img_dir/val/*.jpg"), "holds no file"),
@@ -289,6 +294,7 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
     "id-gaps": [(COCO, lambda home: None, "3 categories with ids from 2 to 7, mapped to 0 to 2")],
     "duplicate-id": [
         (COCO, annotation(id=2), "2 annotations have the id 2"),
+        ("inat2017", edit("val2017.json", lambda c: c["images"][0].update(id=1001)), "the same id"),
         (COCO, train_json(lambda c: c["images"][0].update(id=101)), "2 images have the id 101"),
         (COCO, train_json(lambda c: c["categories"][0].update(id=3)), "2 categories have the id 3"),
     ],
@@ -338,6 +344,14 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
         (COCO, annotation(segmentation="polygon"), "neither polygons nor"),
     ],
     "two-formats": [(COCO, annotation(segmentation=RLE), "5 single objects have polygons, 1 run")],
+    "no-id": [
+        (COCO, train_json(lambda c: c["annotations"][0].pop("id")), "None of image 100 has no")
+    ],
+    "ignore-flag": [(COCO, annotation(ignore=1), "has ignore 1")],
+    "no-size": [
+        (COCO, train_json(lambda c: c["images"][0].pop("width")), "the size None x 16"),
+        (COCO, train_json(lambda c: c["images"][0].update(height=0)), "the size 24 x 0"),
+    ],
     "crowd-flag": [(COCO, annotation(iscrowd=2), "has iscrowd 2")],
     "crowd-polygon": [(COCO, crowd(segmentation=[SQUARE]), "is a crowd of polygons")],
     "image-size": [
@@ -534,6 +548,23 @@ def test_own_images_without_labels_are_checked_for_what_pretraining_needs(tmp_pa
         check(f"filelist:{listing}", listing.parent, "pretraining")
     with pytest.raises(UserError, match="is not one for detection"):
         check(name, tmp_path, "detection")
+
+
+@pytest.mark.parametrize("kind", ["filelist", "tar"])
+def test_lists_and_shards_are_verified_too(kind, tmp_path):
+    for k in range(60):
+        picture(tmp_path / f"{k:02}.png", k)
+    (tmp_path / "07.png").write_bytes(b"no image")
+    names = [f"{k:02}.png" for k in range(60)]
+    (tmp_path / "list.txt").write_text("".join(f"{name} {k % 2}\n" for k, name in enumerate(names)))
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in names:
+            archive.add(tmp_path / name, f"c/{name}")
+    place = {"filelist": "list.txt", "tar": "x.tar"}[kind]
+    report = verify(f"{kind}:{tmp_path / place}", tmp_path)
+    assert [(f.rule, f.file[-6:]) for f in report.faults] == [("unreadable-image", "07.png")]
+    assert report.files_read == 60 and report.fingerprint
+    check(f"{kind}:{tmp_path / place}", tmp_path, "pretraining")
 
 
 # --- the command -----------------------------------------------------------------------------

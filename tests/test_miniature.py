@@ -331,7 +331,7 @@ def test_imagenet_is_an_image_folder(root):
         ours = classification_split("mini-imagenet", root, split)
         theirs = ImageFolder(str(root / "mini-imagenet" / "imagenet" / split))
         assert theirs.classes == ours.classes
-        assert [Path(path) for path, _ in theirs.samples] == ours.paths
+        assert [Path(path) for path, _ in theirs.samples] == list(ours.paths)
         assert theirs.targets == ours.labels
         assert set(Counter(ours.labels).values()) == {per_class}
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from mae_bench.errors import UserError, unknown
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SPLITS = ("train", "val")
-# What entries of a json of the COCO family cannot do without.
-ANNOTATION_KEYS = {
-    "annotations": {"image_id", "category_id"},
-    "categories": {"id", "name"},
-    "images": {"id", "file_name"},
+# What entries of a json of the COCO family cannot do without, and of what type.
+ANNOTATION_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "annotations": {"image_id": (int, str), "category_id": int},
+    "categories": {"id": int, "name": str},
+    "images": {"id": (int, str), "file_name": str},
 }
 
 
@@ -37,6 +39,50 @@ class Member(NamedTuple):
         with self.archive.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
+
+
+class Files(Sequence[Path]):
+    """Many files below one folder, in a tenth of the memory of as many `Path` objects.
+
+    A million of those are half a gigabyte, and as much again in each worker of a loader that
+    touches them.
+    """
+
+    def __init__(self, base: Path, names: Iterable[str]):
+        """Take the names relative to the folder."""
+        encoded = [os.fsencode(name) for name in names]
+        self._base = base
+        self._names = b"".join(encoded)
+        self._ends = array("Q", accumulate(map(len, encoded)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        end = self._ends[index]
+        at = range(len(self))[index]
+        start = self._ends[at - 1] if at else 0
+        return self._base / os.fsdecode(self._names[start:end])
+
+    def texts(self) -> Iterator[str]:
+        """All paths as text, ten times as fast as by `Path` objects."""
+        start = 0
+        for end in self._ends:
+            yield f"{self._base}/{os.fsdecode(self._names[start:end])}"
+            start = end
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -147,15 +193,17 @@ def read_annotations(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{what} {path} is not JSON ({error}); fetch it again") from None
     found = content if isinstance(content, dict) else {}
+    if any(not isinstance(found.get(name), list) for name in ANNOTATION_KEYS):
+        raise UserError(f"{what} {path} lacks one of {', '.join(ANNOTATION_KEYS)}")
     for name, keys in ANNOTATION_KEYS.items():
-        if not isinstance(found.get(name), list):
-            raise UserError(f"{what} {path} lacks one of {', '.join(ANNOTATION_KEYS)}")
         for number, entry in enumerate(found[name]):
-            if not isinstance(entry, dict) or not keys <= entry.keys():
-                raise UserError(
-                    f"{what} {path}: entry {number} of {name} lacks one of "
-                    f"{', '.join(sorted(keys))}"
-                )
+            for key, kind in keys.items():
+                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+                    said = entry.get(key) if isinstance(entry, dict) else entry
+                    raise UserError(
+                        f"{what} {path}: {key} of entry {number} of {name} is {said!r}; it must be "
+                        f"{'a text' if kind is str else 'a whole number'}"
+                    )
     if not content["categories"]:
         raise UserError(f"{what} {path} has no categories; it needs the list of classes")
     return content

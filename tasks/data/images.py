@@ -79,7 +79,7 @@ class ImageDataset(Dataset):
         cache: bool = False,
         max_broken: int = 0,
     ):
-        self.places, self.labels, self.transform = list(places), list(labels), transform
+        self.places, self.labels, self.transform = places, list(labels), transform
         self.broken = BrokenImages(self.places, max_broken) if max_broken else None
         self._cache: dict[int, Image.Image] | None = {} if cache else None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.data.formats import (
     IMAGE_SUFFIXES,
+    Files,
     LabeledImages,
     Tell,
     check_split,
@@ -93,22 +94,22 @@ def _read_folders(
     for name in sorted({*class_of} - {*found}):
         tell("empty-class", home / split / name, f"class {name!r} has no folder")
     rank = {name: label for label, name in enumerate(classes)}
-    paths: list[Path] = []
+    names: list[str] = []
     labels: list[int] = []
-    for name in found:
-        if name not in class_of:
+    for folder in found:
+        if folder not in class_of:
             continue
-        images = _images(home / split / name)
+        images = _images(home / split / folder)
         if not images:
-            tell("empty-class", home / split / name, "class folder holds no image")
-        paths += images
-        labels += [rank[class_of[name]]] * len(images)
-    return LabeledImages(paths, labels, classes)
+            tell("empty-class", home / split / folder, "class folder holds no image")
+        names += [f"{folder}/{name}" for name in images]
+        labels += [rank[class_of[folder]]] * len(images)
+    return LabeledImages(Files(home / split, names), labels, classes)
 
 
-def _images(folder: Path) -> list[Path]:
-    names = [n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
-    return [folder / name for name in sorted(names)]
+def _images(folder: Path) -> list[str]:
+    found = os.listdir(folder)
+    return sorted(name for name in found if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
 
 
 def read_inat(home: Path, split: str, tell: Tell = refuse, *, year: int) -> LabeledImages:
@@ -122,7 +123,9 @@ def read_inat(home: Path, split: str, tell: Tell = refuse, *, year: int) -> Labe
     categories = sorted(content["categories"], key=lambda category: category["id"])
     rank = {category["id"]: label for label, category in enumerate(categories)}
     files = {image["id"]: image["file_name"] for image in content["images"]}
-    paths: list[Path] = []
+    if len(files) < len(content["images"]) or len(rank) < len(categories):
+        tell("duplicate-id", path, "several images, or several categories, have the same id")
+    names: list[str] = []
     labels: list[int] = []
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
@@ -133,9 +136,9 @@ def read_inat(home: Path, split: str, tell: Tell = refuse, *, year: int) -> Labe
         elif leads_outside(files[image]):
             tell("outside-root", path, f"names {files[image]!r}, outside of {home}")
         else:
-            paths.append(home / files[image])
+            names.append(files[image])
             labels.append(rank[category])
-    return LabeledImages(paths, labels, [category["name"] for category in categories])
+    return LabeledImages(Files(home, names), labels, [c["name"] for c in categories])
 
 
 def read_places365(
@@ -191,7 +194,7 @@ def _in_order(labels: Mapping[str, int], path: Path, tell: Tell) -> list[str]:
 def _labelled(
     entries: list[tuple[str, int]], listing: Path, base: Path, classes: list[str], tell: Tell
 ) -> LabeledImages:
-    paths: list[Path] = []
+    names: list[str] = []
     labels: list[int] = []
     for name, label in entries:
         if label >= len(classes):
@@ -203,9 +206,9 @@ def _labelled(
         elif leads_outside(name):
             tell("outside-root", listing, f"names {name!r}, outside of {base}")
         else:
-            paths.append(base / name)
+            names.append(name)
             labels.append(label)
-    return LabeledImages(paths, labels, classes)
+    return LabeledImages(Files(base, names), labels, classes)
 
 
 def read_list(path: Path, tell: Tell = refuse) -> list[tuple[str, int]]:

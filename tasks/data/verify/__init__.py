@@ -6,7 +6,8 @@ The same rules keep a run from starting on a dataset with a fault, as far as lis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,20 @@ from mae_bench.errors import UserError
 from tasks import data
 from tasks.data import sources
 from tasks.data.catalog import get_dataset, home
-from tasks.data.formats import SPLITS
+from tasks.data.formats import SPLITS, Member
 from tasks.data.verify.ade20k import Ade20k
 from tasks.data.verify.coco import Coco
-from tasks.data.verify.kinds import Kind, Place
+from tasks.data.verify.kinds import Kind, Place, texts
 from tasks.data.verify.labelled import Labelled
 from tasks.data.verify.rules import RULES, Finding, Findings, Rule
 from tasks.data.verify.scan import Scan, scan, scan_image, scan_map
 
-__all__ = ["RULES", "Finding", "Report", "Rule", "check", "verify"]
+__all__ = ["RULES", "Finding", "Report", "Rule", "check", "check_images", "verify"]
 
 # In the dataset's own folder it says that fewer images than published are there on purpose.
 SUBSET_FILE = "subset.txt"
+# Rules without which an image is of no use to a run.
+UNUSABLE = {"missing-image", "unreadable-image", "image-size", "map-size"}
 # How many faults an error names.
 FAULTS_NAMED = 3
 KINDS: dict[str, type[Kind]] = {"labelled": Labelled, "coco": Coco, "ade20k": Ade20k}
@@ -91,7 +94,7 @@ class _Examination:
         if labels or self.dataset.layout not in sources.KINDS:
             self.kind.check()
         self._check_counts()
-        train, val = ({str(place) for place in self.kind.images(split)} for split in SPLITS)
+        train, val = ({*texts(self.kind.images(split))} for split in SPLITS)
         for path in sorted(train & val):
             self.found("shared-file", path, "is in train and in val")
 
@@ -122,9 +125,11 @@ class _Examination:
     def check_files(self) -> None:
         """Ask whether everything that is listed is there."""
         for split in SPLITS:
-            for place in self.kind.images(split):
-                if isinstance(place, Path) and not place.exists():
-                    self.found("missing-image", place, "is listed and not there")
+            places = self.kind.images(split)
+            if not any(isinstance(place, Member) for place in places[:1]):
+                for path in texts(places):
+                    if not os.path.exists(path):
+                        self.found("missing-image", path, "is listed and not there")
 
     def read_images(self, workers: int | None, progress: Progress) -> None:
         """Read every image and map once."""
@@ -226,7 +231,34 @@ def check(name: str, data_root: Path, task: str, subset: bool = False) -> None:
     one.read_lists(labels=task == "classification")
     if one.dataset.layout not in sources.KINDS:
         one.check_files()
-    faults = [finding for finding in one.found.read() if finding.level == "fault"]
+    _refuse(name, data_root, one.found)
+
+
+def check_images(
+    name: str,
+    data_root: Path,
+    splits: Sequence[str] = SPLITS,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Refuse a dataset with an image that cannot be used: missing, broken, of another size.
+
+    Reads every image of the splits, so it is for those that a run would read to no purpose. What
+    is generated needs no check.
+
+    Raises:
+        UserError: the first faults, and how to see all.
+    """
+    one = _Examination(name, data_root)
+    if one.dataset.spec:
+        return
+    for split in splits:
+        one.kind.add(split, data.read_split(name, data_root, split, one.found))
+    one.read_images(None, progress)
+    _refuse(name, data_root, one.found, UNUSABLE)
+
+
+def _refuse(name: str, data_root: Path, found: Findings, rules: Collection[str] = RULES) -> None:
+    faults = [f for f in found.read() if f.level == "fault" and f.rule in rules]
     if faults:
         named = "; ".join(f"{f.file}: {f.value} ({f.rule})" for f in faults[:FAULTS_NAMED])
         more = f"; and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""

@@ -41,7 +41,7 @@ class Annotations:
         self.sizes = {
             number: (image["width"], image["height"])
             for number, image in self.images.items()
-            if {"width", "height"} <= image.keys()
+            if _is_side(image.get("width")) and _is_side(image.get("height"))
         }
         self._size_of = {
             str(split.images / self.images[number]["file_name"]): size
@@ -128,6 +128,10 @@ def _check_files(annotations: Annotations, tell: Tell) -> None:
         if leads_outside(name):
             where = annotations.split.images
             tell("outside-root", annotations.path, f"names {name!r}, outside of {where}")
+    for entry in entries:
+        if not all(_is_side(entry.get(side)) for side in ("width", "height")):
+            said = f"{entry.get('width')!r} x {entry.get('height')!r}"
+            tell("no-size", annotations.path, f"image {entry['id']!r} has the size {said}")
     if not any(item.get("iscrowd", 0) == 0 for item in annotations.content["annotations"]):
         tell("no-annotations", annotations.path, "holds no annotation of a single object")
 
@@ -143,6 +147,10 @@ def _check_annotation(item: Mapping[str, Any], annotations: Annotations, tell: T
         found("unknown-image", "is of an image that is not listed")
     if category not in annotations.names:
         found("unknown-category", f"is of category {category!r}, which is not listed")
+    if "id" not in item:
+        found("no-id", "has no id")
+    if item.get("ignore"):
+        found("ignore-flag", f"has ignore {item['ignore']!r}")
     if item.get("iscrowd", 0) not in {0, 1}:
         found("crowd-flag", f"has iscrowd {item['iscrowd']!r}")
     size = annotations.sizes.get(image)
@@ -227,6 +235,10 @@ def runs_of(counts: str) -> list[int]:
                 number -= 1 << shift
         runs.append(number + runs[-2] if len(runs) > 2 else number)
     return runs
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _finite(numbers: Iterable[Any]) -> bool:

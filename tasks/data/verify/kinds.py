@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data.catalog import Dataset
-from tasks.data.formats import Member, Tell
+from tasks.data.formats import Files, Member, Tell
 from tasks.data.verify.scan import Scan
 
 Place = Path | Member
+
+
+def texts(places: Sequence[Place]) -> list[str]:
+    """Paths as text."""
+    return [*places.texts()] if isinstance(places, Files) else [str(place) for place in places]
 
 
 class Kind:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tasks.data.formats import LabeledImages
 from tasks.data.labelled import PLACES205_LISTS, PLACES365_LISTS
-from tasks.data.verify.kinds import Kind, Place
+from tasks.data.verify.kinds import Kind, Place, texts
 
 # From where on a class is said to have many more images than another.
 LONG_TAIL = 5
@@ -66,9 +66,11 @@ class Labelled(Kind):
         return self.home / split if (self.home / split).is_dir() else self.home
 
     def _check_entries(self, images: LabeledImages, listing: Path) -> None:
+        paths = texts(images.paths)
+        if len({*paths}) == len(paths):
+            return
         labels: dict[str, int] = {}
-        for place, label in zip(images.paths, images.labels, strict=True):
-            path = str(place)
+        for path, label in zip(paths, images.labels, strict=True):
             if path in labels:
                 other = images.classes[labels[path]]
                 what = "twice" if labels[path] == label else f"as {other!r}, too"
@@ -79,14 +81,19 @@ class Labelled(Kind):
         """Categories have folders of their own in Places; its flat folders say nothing."""
         known = {f"{name[:1]}/{name}": label for label, name in enumerate(images.classes)}
         depths = {name.count("/") + 1 for name in known}
-        for place, label in zip(images.paths, images.labels, strict=True):
-            parts = os.path.dirname(str(place)).split("/")
-            for depth in depths:
-                said = known.get("/".join(parts[-depth:]))
-                if said is not None and said != label:
-                    name, other = images.classes[label], images.classes[said]
-                    wrong = f"{place} has the label {label} ({name!r}), its folder is of {other!r}"
-                    self.tell("folder-and-label", listing, wrong)
+
+        @cache
+        def label_of(folder: str) -> int | None:
+            parts = folder.split("/")
+            found = (known.get("/".join(parts[-depth:])) for depth in depths)
+            return next((label for label in found if label is not None), None)
+
+        for path, label in zip(texts(images.paths), images.labels, strict=True):
+            said = label_of(path.rpartition("/")[0])
+            if said is not None and said != label:
+                name, other = images.classes[label], images.classes[said]
+                wrong = f"{path} has the label {label} ({name!r}), its folder is of {other!r}"
+                self.tell("folder-and-label", listing, wrong)
 
     def _check_balance(self, images: LabeledImages, listing: Path) -> None:
         counts = Counter(images.labels)

@@ -59,7 +59,10 @@ RULES: dict[str, Rule] = {
     "unknown-category": Rule("Annotations are of categories that are listed.", COCO),
     "category-ids": Rule("The category ids are those of COCO, 1 to 90 with ten gaps.", COCO),
     "id-gaps": Rule("Category ids have no gaps; they are mapped to 0, 1, ...", COCO, is_note=True),
-    "duplicate-id": Rule("No two images, annotations or categories have the same id.", COCO),
+    "duplicate-id": Rule(
+        "No two images, annotations or categories have the same id.", ("labelled", "coco")
+    ),
+    "no-id": Rule("Every annotation has an id of its own.", COCO),
     "duplicate-image": Rule("No file is listed as two images.", COCO),
     "no-annotations": Rule("Both splits have annotations of single objects.", COCO),
     "box-form": Rule("A box is four finite numbers: x, y, width, height.", COCO),
@@ -73,7 +76,9 @@ RULES: dict[str, Rule] = {
         "Single objects have masks of one format (both are read).", COCO, is_note=True
     ),
     "crowd-flag": Rule("`iscrowd` is 0 or 1.", COCO),
+    "ignore-flag": Rule("No annotation has `ignore`: crowds are marked by `iscrowd`.", COCO),
     "crowd-polygon": Rule("Crowds are run-length masks.", COCO, is_note=True),
+    "no-size": Rule("The json gives width and height of every image.", COCO),
     "image-size": Rule("An image has the size that the json says.", COCO, "images"),
     # ADE20K's maps.
     "pairs": Rule("Every image has a map, and every map an image.", ADE20K),
