@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backbones.architectures import ARCHITECTURES, Architecture
@@ -212,7 +212,8 @@ def _detection(
     architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Model:
     size, channels = data["image_size"] or LARGEST_SIDE, model["fpn_channels"]
-    strides = model["strides"]
+    strides, own_patch = model["strides"], architecture.patch_size
+    architecture = replace(architecture, patch_size=model["patch_size"] or own_patch)
     grid = size // architecture.patch_size
     encoder = _dense_encoder(architecture, grid, model)
     cells = sum((size / stride) ** 2 for stride in strides)
