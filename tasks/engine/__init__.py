@@ -5,12 +5,12 @@
 
 from mae_bench.job import STATE_FILE
 from tasks.engine.acceleration import autocast
-from tasks.engine.accuracy import Accuracy, accuracy, count
 from tasks.engine.averaging import WeightAverage
 from tasks.engine.loop import Reporter
 from tasks.engine.order import PositionSampler, PositionSeeded, batch_rand, seed_all
 from tasks.engine.output import header, pretraining_facts
 from tasks.engine.schedules import LearningRate, cosine_lr, duration, polynomial_lr, scaled_lr
+from tasks.engine.scoring import Accuracy, accuracy, count
 from tasks.engine.solver import OPTIONS, fit, stack
 from tasks.engine.state import load_state, save_state
 from tasks.engine.training import Trained, train
