@@ -63,7 +63,7 @@ def scan_map(place: Path | Member) -> Scan:
 def _scan(place: Path | Member, is_map: bool) -> Scan:
     try:
         content = place.read() if isinstance(place, Member) else place.read_bytes()
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = hashlib.sha256(content).digest()
         with Image.open(io.BytesIO(content)) as image:
             size = image.size[::-1] if not is_map and is_turned(image) else image.size
             mode = image.mode
