@@ -198,7 +198,7 @@ def transfer(
     formats = {checkpoint.stem: checkpoint_format} if checkpoint and checkpoint_format else {}
     setting = Setting(
         dataset=dataset,
-        backbones=(_backbone(backbone),),
+        backbones=(_backbone(backbone, task),),
         recipe=_recipe(task, recipe, check_scale(scale), data.is_source(dataset)),
     )
     data.check_use(dataset, task)
@@ -329,10 +329,17 @@ def _go(request: Request, options: session.Options, shown: str | None) -> None:
         raise typer.Exit(130) from None
 
 
-def _backbone(name: str) -> str:
-    from backbones import list_backbones as names
+def _backbone(name: str, task: str = "") -> str:
+    """Return the name if the task can use it; whether timm knows its own is seen when it is built.
 
-    if name not in names():
+    Looking would import torch.
+    """
+    from backbones import TIMM
+    from backbones import list_backbones as names
+    from tasks import ANY_ENCODER
+
+    of_timm = name.startswith(TIMM) and task in ANY_ENCODER
+    if not of_timm and name not in names():
         raise unknown("backbone", name, names())
     return name
 

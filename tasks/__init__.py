@@ -24,6 +24,9 @@ TASKS = Registry(
 # These take an init for what it says about pretraining, not for its weights.
 WITHOUT_WEIGHTS = ("wallclock",)
 
+# These work around any encoder, `timm:NAME` included; the others around the project's own.
+ANY_ENCODER = ("detection", "segmentation")
+
 # Recipe of `transfer` where none is named, by task and scale, or "own" for a user's own data;
 # elsewhere the first whose name begins with the scale.
 DEFAULT_RECIPES = {
