@@ -10,6 +10,7 @@ from tiny_detection import TINY, lazy, prepare
 
 from backbones.checkpoints import fingerprint
 from backbones.groups import parameter_rules
+from mae_bench.cli import main
 from mae_bench.errors import UserError
 from mae_bench.recipes import CONFIGS, load_recipe
 from tasks.detection import config
@@ -131,3 +132,36 @@ def test_golden_parameter_groups(root):
     assert prefix + "norm.weight" not in rules
     groups = config.optimizer_groups(model, 1e-3, 0.1, 0.5, "mae-finetune")
     assert {group["lr"] for group in groups} == {1e-3 * 0.5**k for k in range(6)}
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe"),
+    [
+        ((), "detection/own_data"),
+        (("--scale", "paper"), "detection/li"),
+        (("--recipe", "detection/vitdet"), "detection/vitdet"),
+    ],
+)
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16", "timm:resnet18"])
+def test_own_data_is_one_command(root, tmp_path, capsys, backbone, options, recipe):
+    """With the recipe made for it, unless another one or the paper's scale is asked for."""
+    data = f"coco-format:{root / 'mini-coco' / 'coco'}"
+    command = ["transfer", "--task", "detection", "--dataset", data, "--backbone", backbone]
+    command += ["--init", "random", "--set", "solver.epochs=12", *options]
+    where = ["--work-dir", str(tmp_path), "--dry-run", "--format", "json"]
+    assert main([*command, *where]) == 0
+    (planned,) = json.loads(capsys.readouterr().out)["runs"]
+    assert planned["recipe"] == recipe and planned["backbone"] == backbone
+
+
+def test_own_data_sets_size_and_length(root):
+    """96 px, as the images are; twelve passes over ten images by fours."""
+    data = f"coco-format:{root / 'mini-coco' / 'coco'}"
+    recipe = load_recipe("detection/own_data", {"solver.epochs": 12}, backbone="vit_mini_patch8")
+    cfg = config.lazy_config(recipe, backbone="vit_mini_patch8", dataset=data, data_root=root)
+    assert cfg["model"].backbone.square_pad == 96 and cfg["train"].max_iter == 30
+    assert instantiate(cfg["model"].roi_heads.num_classes) == num_classes("mini-coco", root)
+    assert recipe["data"]["image_size"] is None, "the recipe itself is not changed"

@@ -179,6 +179,16 @@ def test_beits_file_brings_its_relative_positions(tmp_path):
         assert torch.equal(loaded[name], state[name])
 
 
+def test_the_miniature_takes_beits_files_too(tmp_path):
+    source = create_backbone("beit_mini_patch8", relative_positions="shared")
+    state = random_like(source.state_dict())
+    save_pickle(beit_pretrain(state), tmp_path / "beit.pth")
+    recipe = load_recipe("detection/mini", backbone="vit_mini_patch8", init="beit")
+    encoder = create_backbone("vit_mini_patch8", **encoder_options(recipe, "vit_mini_patch8"))
+    report = load_backbone(encoder, tmp_path / "beit.pth")
+    assert set(report.new) == {"pos_embed"} and set(report.loaded) >= {"cls_token"}
+
+
 @pytest.mark.parametrize("cascade", [False, True])
 def test_vitdet_has_its_modules(cascade):
     model = on_meta("vitdet", HUGE, **{"model.cascade": cascade})
