@@ -12,6 +12,7 @@ from mae_bench.plan import START_INIT
 from mae_bench.protocol import pick
 from mae_bench.recipes import load_recipe
 from mae_bench.records import NO_EFFECT, Record, Run, Setting
+from tasks import WITHOUT_WEIGHTS
 from tasks.pretraining import INITS
 
 MISSING = object()
@@ -47,6 +48,8 @@ def own_changes(run: Run, setting: Mapping[str, Any]) -> Iterator[str]:
     was raised.
     """
     changes = {key: pick(value, (run.init, run.backbone)) for key, value in setting.items()}
+    if run.task in WITHOUT_WEIGHTS and run.init in INITS:  # takes what makes its init as settings
+        changes |= INITS[run.init].overrides
     expected = _expected(run.recipe, run.backbone, run.init, json.dumps(changes, sort_keys=True))
     if expected is None:
         yield f"{run.task}: recipe {run.recipe} is not known here"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from mae_bench.aggregate import Cell, ColumnResult, RowResult, TableResult
-from mae_bench.published import Comparison
+from mae_bench.published import BACKBONES, Comparison
 from mae_bench.significance import CONFIDENCE, POWER, SIGNIFICANCE, Difference
 
 # Every table of the paper has these two; the page shows the larger ones as well.
@@ -170,7 +170,12 @@ def short_title(result: TableResult, column: ColumnResult) -> str:
 
 def _of_backbone(result: TableResult, column: ColumnResult, text: str) -> str:
     several = len({other.backbone for other in result.columns}) > 1
-    return f"{text}, {column.backbone}" if several else text
+    return f"{text}, {short_backbone(column.backbone)}" if several else text
+
+
+def short_backbone(name: str) -> str:
+    """One of ours as the paper prints its own: "vit_base_patch16" -> "ViT-B"."""
+    return paper_backbone(BACKBONES.get(name, name))
 
 
 def direction(column: ColumnResult) -> str:
