@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_classification import job_on, run_on, write_set
+from tiny_classification import run_on, write_set
 from torch import nn
 
 from backbones import create_backbone
@@ -16,6 +16,7 @@ from backbones.groups import parameter_groups, parameter_rules
 from mae_bench.recipes import load_recipe
 from tasks import engine
 from tasks.classification import build
+from tasks.data import LabeledImages, classification_split
 from tasks.data.images import denormalise, training_transform
 from tasks.engine.lars import lars
 
@@ -146,19 +147,14 @@ def test_schedule_is_the_published_one():
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-9), step
 
 
-def test_lr_follows_the_batch(images, tmp_path, monkeypatch):
-    """Mutation: an lr that is not scaled by the batch gives another curve."""
+def test_lr_follows_the_batch(images, tmp_path):
     peaks = {}
     for batch in (4, 8):
-        options = dict(solver__batch_size=batch, solver__iterations=11, solver__min_lr=0.0)
+        options = dict(solver__batch_size=batch, solver__iterations=10, solver__min_lr=0.0)
         run_on(images, tmp_path / str(batch), **options)
-        first = json.loads((tmp_path / str(batch) / "metrics.jsonl").read_text().splitlines()[0])
-        peaks[batch] = first["lr"]
-    assert peaks[8] == pytest.approx(2 * peaks[4], rel=1e-3)
-    monkeypatch.setattr("tasks.engine.solver.scaled_lr", lambda base_lr, batch_size: base_lr)
-    run_on(images, tmp_path / "fault", **options)
-    fault = json.loads((tmp_path / "fault" / "metrics.jsonl").read_text().splitlines()[0])
-    assert fault["lr"] != pytest.approx(peaks[8], rel=1e-3)
+        line = (tmp_path / str(batch) / "metrics.jsonl").read_text()
+        peaks[batch] = json.loads(line)["lr"]
+    assert peaks[8] == pytest.approx(2 * peaks[4], rel=1e-9)
 
 
 # --- crop ------------------------------------------------------------------------------------
@@ -192,9 +188,15 @@ def test_single_draw_crop_against_the_formula():
 # --- golden curve ----------------------------------------------------------------------------
 
 
-def losses(folder):
+def losses(folder, monkeypatch):
     """Loss of each step, to the last digit."""
-    job = job_on(
+    found = []
+
+    def report(self, phase, step, total, **scalars):
+        found.extend(scalars.values() if phase == "train" else ())
+
+    monkeypatch.setattr("mae_bench.job.Job.report", report)
+    run_on(
         write_set(folder / "images"),
         folder / "run",
         data__rand_augment="rand-m9-mstd0.5-inc1",
@@ -204,39 +206,54 @@ def losses(folder):
         solver__iterations=10,
         solver__accumulation=2,
     )
-    torch.set_num_threads(1)
-    found = []
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        report = type(job).report
-        patch.setattr(
-            type(job),
-            "report",
-            lambda self, phase, *rest, **scalars: (
-                found.append(scalars["loss"]) if phase == "train" else None,
-                report(self, phase, *rest, **scalars),
-            ),
-        )
-        from tasks.classification import run
-
-        run(job)
     return found
 
 
-def test_golden_curve(tmp_path):
+CURVE = GOLDEN / "finetune_curve.txt"
+
+
+def test_golden_curve(tmp_path, monkeypatch):
     """Ten steps of fine-tuning with everything on, equal to the last digit on one thread.
 
     The file says where it was made; other kernels may round differently in the last digits. Delete
     it and run the test to renew it, and say why in the change log.
     """
-    path = GOLDEN / "finetune_curve.txt"
-    where = (
-        f"# torch {torch.__version__.partition('+')[0]}, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    found = losses(tmp_path)
-    if not path.exists():
-        path.write_text("\n".join([where, *map(repr, found)]) + "\n")
-        pytest.fail(f"{path} was written; run the test again")
-    there, *lines = path.read_text().splitlines()
+    version, kernels = torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capability()
+    where = f"# torch {version}, {kernels}"
+    found = losses(tmp_path, monkeypatch)
+    if not CURVE.exists():
+        CURVE.write_text("\n".join([where, *map(repr, found)]) + "\n")
+        pytest.fail(f"{CURVE} was written; run the test again")
+    there, *lines = CURVE.read_text().splitlines()
     expected = [float(line) for line in lines]
     assert found == (expected if there == where else pytest.approx(expected, rel=1e-4))
+
+
+def shifted(name, data_root, split):
+    found = classification_split(name, data_root, split)
+    labels = [(label + 1) % len(found.classes) for label in found.labels]
+    return LabeledImages(found.paths, labels, found.classes)
+
+
+FAULTS = {
+    "lr not scaled by the batch": ("engine.solver.scaled_lr", lambda base_lr, batch_size: base_lr),
+    "layer decay off": (
+        "engine.solver.parameter_rules",
+        lambda model, encoder, decay, _, rule: parameter_rules(model, encoder, decay, 1.0, rule),
+    ),
+    "no warm-up": (
+        "engine.solver.cosine_lr",
+        lambda step, warmup, **rest: engine.cosine_lr(step, warmup=0, **rest),
+    ),
+    "labels shifted by one": ("data.images.classification_split", shifted),
+    "hard targets": ("classification.mixing", lambda settings, num_classes: None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_curve_notices(tmp_path, monkeypatch, fault):
+    """Faults that train without a word."""
+    place, mutant = FAULTS[fault]
+    monkeypatch.setattr(f"tasks.{place}", mutant)
+    expected = [float(line) for line in CURVE.read_text().splitlines()[1:]]
+    assert losses(tmp_path, monkeypatch) != pytest.approx(expected, rel=1e-4)

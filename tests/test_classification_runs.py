@@ -84,6 +84,25 @@ def test_stopped_and_continued_is_the_same_run(images, tmp_path, recipe):
     assert curve(tmp_path / "cut")[-1] == curve(tmp_path / "whole")[-1]
 
 
+def train_as_one_of(images, folder):
+    outcome = run_on(images, folder, solver__batch_size=8, model__drop_path_rate=0.0)
+    told = {"top1": outcome.metrics["top1"].value, "processes": outcome.facts["processes"]}
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(images, tmp_path):
+    for count in (1, 2):
+        assert in_processes(count, train_as_one_of, images, tmp_path / str(count)) == [0] * count
+    alone, first, second = (
+        json.loads((tmp_path / place).read_text()) for place in ("1/0.json", "2/0.json", "2/1.json")
+    )
+    assert first == second == {"top1": pytest.approx(alone["top1"], abs=7), "processes": 2}
+    assert len(curve(tmp_path / "2")) == len(curve(tmp_path / "1")), "one process writes the curve"
+    for a, b in zip(curve(tmp_path / "1"), curve(tmp_path / "2"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
 # --- scores ----------------------------------------------------------------------------------
 
 
@@ -250,6 +269,19 @@ def test_sets_that_cannot_be_learnt(tmp_path, kind, message):
             run_on(root, tmp_path / recipe, recipe)
 
 
+def test_class_lists_that_differ(images, tmp_path, monkeypatch):
+    from tasks.data import images as module
+
+    def other(name, root, split):
+        found = read(name, root, split)
+        return type(found)(found.paths, found.labels, found.classes[: 2 if split == "val" else 3])
+
+    read = module.classification_split
+    monkeypatch.setattr(module, "classification_split", other)
+    with pytest.raises(UserError, match=r"train has 3 classes and val 2, or others; labels"):
+        run_on(images, tmp_path)
+
+
 def test_classes_of_lists():
     check_classes("filelist:x", ["a", "b"], [0, 1, 1], [1])
     with pytest.raises(UserError, match=r"1 of 2 classes have validation images.*: 'b'; add"):
@@ -268,6 +300,7 @@ def test_classes_of_lists():
         ({"solver__batch_size": 32}, r"batch of 32 is larger than the training set of 24 images"),
         ({"model__trained_blocks": 5}, r"trained_blocks=5: 0.5 .*whole number from 1 to 4"),
         ({"model__trained_blocks": 0}, r"trained_blocks=0: .*for 0 use a linear probe"),
+        ({"model__frozen": True, "model__trained_blocks": 1}, r"with model.frozen no block"),
         ({"model__pool": "max"}, r"unknown pooling 'max'"),
         ({"solver__optimizer": "larz"}, r"unknown optimizer 'larz'"),
         ({"model__mixup": 0.8, "solver__batch_size": 7}, r"even number of images"),

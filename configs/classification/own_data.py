@@ -1,6 +1,6 @@
 """Fine-tuning on a user's own labelled images: a start, ours.
 
-As `classification/finetune`, for some thousand images on one device: batches of 64, 50 epochs.
+As `classification/finetune`, for some thousand images on one device: batches of 32, 50 epochs.
 """
 
 recipe = {
@@ -29,7 +29,7 @@ recipe = {
     "solver": {
         "epochs": 50,
         "iterations": None,
-        "batch_size": 64,
+        "batch_size": 32,
         "accumulation": 1,
         "base_lr": 5e-4,
         "min_lr": 1e-6,
@@ -48,6 +48,11 @@ recipe = {
     },
 }
 variants = [
+    # The miniature's encoder at its own size, with the lr of `mini_finetune`.
+    (
+        {"backbone": "*_mini_*"},
+        {"data.image_size": 64, "solver.base_lr": 2e-2, "solver.layer_decay": 0.75},
+    ),
     (
         {"backbone": "vit_large*"},
         {"model.drop_path_rate": 0.2, "solver.base_lr": 1e-3, "solver.layer_decay": 0.75},

@@ -11,7 +11,8 @@ from torch import Tensor
 from mae_bench.errors import UserError
 from tasks import engine
 
-CHUNK = 1024
+# Cosines in memory at once: 1 GB in fp32.
+MOST_COSINES = 2**28
 # Penalties to choose from, relative to the mean square of a feature.
 PENALTIES = tuple(10.0**power for power in range(-4, 5))
 
@@ -44,7 +45,8 @@ def nearest_neighbours(
         )
     features = torch.nn.functional.normalize(features)
     found = []
-    for chunk in torch.nn.functional.normalize(queries).split(CHUNK):
+    chunk_size = max(1, MOST_COSINES // len(features))
+    for chunk in torch.nn.functional.normalize(queries).split(chunk_size):
         cosines, nearest = (chunk @ features.T).topk(neighbours)
         votes = cosines.new_zeros(len(chunk), num_classes)
         votes.scatter_add_(1, labels[nearest], (cosines / temperature).exp())

@@ -59,6 +59,8 @@ class Classifier(BaseModel):
         else:
             self.norm = nn.Identity()
         if trained_blocks is not None:
+            if frozen:
+                raise UserError("model.trained_blocks: with model.frozen no block is trained")
             freeze_below(encoder, trained_blocks)
         self.head = nn.Linear(dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
@@ -138,5 +140,6 @@ def freeze_below(encoder: VisionTransformer, blocks: float) -> None:
 
 
 def frozen_part(encoder: nn.Module) -> dict[str, Tensor]:
-    """Name -> value of what is not trained; empty when all is."""
-    return {name: p for name, p in encoder.named_parameters() if not p.requires_grad}
+    """Name -> value of what is not trained, buffers included; empty when all is."""
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    return {name: v for name, v in encoder.state_dict().items() if name not in trained}

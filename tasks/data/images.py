@@ -224,6 +224,11 @@ def labelled_sets(
             rand_augment, erasing, max_broken.
     """
     train, val = (classification_split(name, data_root, split) for split in ("train", "val"))
+    if train.classes != val.classes:
+        raise UserError(
+            f"dataset {name!r}: train has {len(train.classes)} classes and val {len(val.classes)}, "
+            "or others; labels would mean different things. `mae-bench data verify` lists them"
+        )
     size, limit = data["image_size"], data["val_images"]
     augmentation = training_transform(
         size,
