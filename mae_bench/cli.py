@@ -164,7 +164,7 @@ def pretrain(
 @app.command()
 @launching
 def transfer(
-    task: Annotated[str, typer.Option(help="classification, detection or segmentation.")],
+    task: Annotated[str, typer.Option(help="classification, frozen, detection or segmentation.")],
     dataset: Annotated[str, typer.Option(help="See `mae-bench data list`.")],
     backbone: Backbone = MINI_BACKBONE,
     init: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
