@@ -16,6 +16,7 @@ from mae_bench.protocol import pick
 from mae_bench.recipes import CONFIGS, load_recipe, recipe_keys
 from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
 from mae_bench.selection import Cell, CellKey, at_scale, cells_of, lacks, note_changes, select
+from mae_bench.sharing import first_alike
 from tasks import TASK_VERSIONS, TASKS, WITHOUT_WEIGHTS, data
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
@@ -24,7 +25,11 @@ TABLES = tuple(
 )
 # Files that are no init of a transfer and get no row: the tokenizer, and what MAE continues from.
 TOKENIZER_INIT, START_INIT = "tokenizer", "start"
-GROUPS = {"transfer": ("table4", "table5", "table6", "table7"), "all": TABLES}
+GROUPS = {
+    "transfer": ("table4", "table5", "table6", "table7"),
+    "table1": tuple(name for name in TABLES if name.startswith("table1") and name[-1].isalpha()),
+    "all": TABLES,
+}
 
 
 class CellPlan(NamedTuple):
@@ -257,6 +262,8 @@ class Planner:
     def transfer(self, task: str, setting: Setting, init: str, backbone: str, seed: int) -> str:
         """Add one transfer run and what it needs; returns its id."""
         weightless = task in WITHOUT_WEIGHTS
+        if not weightless:
+            init = first_alike(init, self.scale, backbone, self.inits, self._overrides)
         return self._add(
             task=task,
             dataset=setting.dataset,

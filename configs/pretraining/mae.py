@@ -52,4 +52,17 @@ recipe = {
         "picture_every": None,
     },
 }
+# The ablations of arXiv:2111.06377 Sec. 4, but for their lengths, have 800 epochs.
+variants = [
+    ({"init": "mae-*/*"}, {"solver.epochs": 800}),
+    ({"init": "*/decoder-width-128"}, {"model.decoder_width": 128}),
+    ({"init": "*/decoder-width-256"}, {"model.decoder_width": 256}),
+    ({"init": "*/decoder-width-512"}, {"model.decoder_width": 512}),
+    ({"init": "*/decoder-width-768"}, {"model.decoder_width": 768}),
+    ({"init": "*/decoder-width-1024"}, {"model.decoder_width": 1024}),
+    ({"init": "*/epochs-100"}, {"solver.epochs": 100}),
+    ({"init": "*/epochs-200"}, {"solver.epochs": 200}),
+    ({"init": "*/epochs-400"}, {"solver.epochs": 400}),
+    ({"init": "*/epochs-1600"}, {"solver.epochs": 1600}),
+]
 smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

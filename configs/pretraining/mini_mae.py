@@ -50,4 +50,17 @@ recipe = {
         "picture_every": None,
     },
 }
+# As the ablations of arXiv:2111.06377 Sec. 4, in proportion: its 512 is 64 here, its 800 epochs are
+# 1500 iterations.
+variants = [
+    ({"init": "*/decoder-width-128"}, {"model.decoder_width": 16}),
+    ({"init": "*/decoder-width-256"}, {"model.decoder_width": 32}),
+    ({"init": "*/decoder-width-512"}, {"model.decoder_width": 64}),
+    ({"init": "*/decoder-width-768"}, {"model.decoder_width": 96}),
+    ({"init": "*/decoder-width-1024"}, {"model.decoder_width": 128}),
+    ({"init": "*/epochs-100"}, {"solver.iterations": 188}),
+    ({"init": "*/epochs-200"}, {"solver.iterations": 375}),
+    ({"init": "*/epochs-400"}, {"solver.iterations": 750}),
+    ({"init": "*/epochs-1600"}, {"solver.iterations": 3000}),
+]
 smoke = {"solver.iterations": 2, "solver.warmup_iterations": 1, "data.val_images": 16}

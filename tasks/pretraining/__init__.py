@@ -51,10 +51,25 @@ def _mae(target: str, ablation: dict[str, Any] | None = None) -> Init:
     )
 
 
-# What sets one variant of MAE on pixels apart from the default, the init `mae-pixel/<name>`.
+# What sets one variant of MAE on pixels apart from the default, the init `mae-pixel/<name>`. What
+# depends on the scale, too, is among the `variants` of the recipes: there all of them are trained
+# as long as the paper's ablations. Every target has a "baseline" of that length.
+BASELINE = "baseline"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "mask-tokens": {"model.encoder_mask_tokens": True},
-    "decoder-depth-1": {"model.decoder_depth": 1},
+    **{f"decoder-depth-{depth}": {"model.decoder_depth": depth} for depth in (1, 2, 4, 8, 12)},
+    **{f"decoder-width-{width}": {} for width in (128, 256, 512, 768, 1024)},
+    "augmentation-none": {"data.augmentation": "none"},
+    "augmentation-fixed": {"data.augmentation": "fixed"},
+    "augmentation-jitter": {"data.augmentation": "random+jitter"},
+    "block-50": {"model.sampling": "block", "model.mask_ratio": 0.5},
+    "block-75": {"model.sampling": "block", "model.mask_ratio": 0.75},
+    "grid-75": {"model.sampling": "grid", "model.mask_ratio": 0.75},
+    **{
+        f"mask-ratio-{percent}": {"model.mask_ratio": percent / 100}
+        for percent in (10, 20, 30, 40, 50, 60, 70, 75, 80, 90)
+    },
+    **{f"epochs-{epochs}": {} for epochs in (100, 200, 400, 800, 1600)},
 }
 
 INITS: dict[str, Init] = {
@@ -64,6 +79,7 @@ INITS: dict[str, Init] = {
         recipe={"mini": "pretraining/mini_supervised", "paper": "pretraining/supervised"},
     ),
     **{f"mae-{target}": _mae(target) for target in TARGETS},
+    **{f"mae-{target}/{BASELINE}": _mae(target) for target in TARGETS},
     **{f"mae-pixel/{name}": _mae("pixel", changes) for name, changes in ABLATIONS.items()},
     "dino": Init(imported=True),
     "moco-v3": Init(imported=True),
