@@ -12,7 +12,8 @@ from made_up import record, run, world
 from worlds import BASE
 
 from mae_bench.aggregate import aggregate
-from mae_bench.records import Outcome, Table, Upstream
+from mae_bench.plan import CellKey, CellPlan
+from mae_bench.records import Outcome, Published, Row, Table, Upstream
 from mae_bench.report import charts, plots
 from mae_bench.report.axes import ticks
 
@@ -57,38 +58,97 @@ def test_bars_show_only_what_is_measured():
 
 
 def figure(over_columns: bool = False) -> Table:
-    """A table with an axis: mask ratios as rows, or blocks as columns."""
+    """A table with an axis, as in the paper: ratios as rows, or blocks as columns."""
     table = made_up.tables()[0]
-    ratios = (10, 50, 75)
+    column = table.columns[0]
+    blocks = Published(
+        table="Figure 9 partial fine-tuning",
+        task="partial-finetune",
+        dataset="imagenet-1k",
+        metric="top1",
+    )
     if over_columns:
         columns = tuple(
-            table.columns[0].model_copy(update={"title": f"{x} blocks", "x": x}) for x in ratios
+            column.model_copy(
+                update={
+                    "title": f"{x} blocks",
+                    "x": x,
+                    "published": blocks,
+                    "ablation": {"blocks_tuned": x},
+                }
+            )
+            for x in (0, 6, 24)
         )
-        rows = table.rows[1:2] + table.rows[4:]
+        rows = (Row(init="mae-pixel", title="MAE"), Row(init="supervised", title="supervised"))
         return table.model_copy(update={"columns": columns, "rows": rows, "x_title": "blocks"})
-    rows = tuple(
-        row.model_copy(update={"x": x, "init": init, "title": f"{x}%"})
-        for row, x, init in zip(table.rows, ratios, BASE, strict=False)
+    ratios = Published(
+        table="Figure 5 masking ratio", task="finetune", dataset="imagenet-1k", metric="top1"
     )
-    return table.model_copy(update={"rows": rows, "x_title": "masked, %"})
+    columns = tuple(one.model_copy(update={"published": ratios}) for one in table.columns)
+    rows = tuple(
+        Row(init=f"mae-pixel/{x}", title=f"{x}%", x=x, ablation={"mask_ratio": x / 100})
+        for x in (10, 50, 75)
+    )
+    return table.model_copy(update={"rows": rows, "columns": columns, "x_title": "masked, %"})
 
 
-@pytest.mark.parametrize("over_columns", [False, True])
-def test_a_table_with_an_axis_is_drawn_over_it(over_columns: bool):
+@pytest.mark.parametrize(
+    ("over_columns", "names", "published", "distances"),
+    [
+        (False, ["AP box", "AP mask"], ["paper, ViT-L: AP box", "paper, ViT-L: AP mask"], 40 / 25),
+        (True, ["MAE", "supervised"], ["paper, ViT-L: MAE"], 6 / 18),
+    ],
+)
+def test_a_table_with_an_axis_is_drawn_over_it(over_columns, names, published, distances):
     table = figure(over_columns)
-    cells, records = world([table], (0, 1), worlds.score)
+    cells, records = world([table], (0, 1), lambda *what: len(what[0]) + what[2])
     results = aggregate([table], "mini", cells, records, {})
     ours, paper = plots.figures(results)
-    names = ["supervised", "MAE"] if over_columns else ["AP box (%)", "AP mask (%)"]
     assert [line.name for line in ours.lines] == names
-    for line in ours.lines:
-        assert len(line.marks) == 3 and not line.published
-        places = [mark.x for mark in line.marks]
-        assert places == sorted(places)
-        # 10 and 50 are further apart than 50 and 75.
-        assert (places[1] - places[0]) / (places[2] - places[1]) == pytest.approx(40 / 25, rel=0.02)
+    assert [line.name for line in paper.lines] == published
+    for line in (*ours.lines, *paper.lines):
+        first, middle, last = (mark.x for mark in line.marks)
+        assert (middle - first) / (last - middle) == pytest.approx(distances, rel=0.02)
+    assert not any(line.published for line in ours.lines)
     assert all(line.published for line in paper.lines) and "paper" in paper.title
     assert charts.shared_columns(results) == []
+
+
+def test_at_paper_scale_the_paper_s_curve_is_among_ours_in_the_same_colour():
+    table = figure()
+    setting = (
+        table
+        .columns[0]
+        .scales["mini"]
+        .model_copy(update={"backbones": ("vit_large_patch16", "vit_base_patch16")})
+    )
+    columns = tuple(one.model_copy(update={"scales": {"paper": setting}}) for one in table.columns)
+    table = table.model_copy(update={"columns": columns[:1]})
+    cells, records = {}, {}
+    for row in table.rows:
+        for backbone in setting.backbones:
+            which = run(init=row.init, backbone=backbone)
+            cells[CellKey(table.name, row.init, 0, backbone, 0)] = CellPlan(which.id)
+            records[which.id] = record(which, {"box_ap": 80.0})
+    (plot,) = plots.figures(aggregate([table], "paper", cells, records, {}))
+    assert [(line.name, line.colour) for line in plot.lines] == [
+        ("AP box, ViT-L", 1),
+        ("AP box, ViT-B", 2),
+        ("paper, ViT-L: AP box", 1),
+    ]
+
+
+def test_a_published_number_that_does_not_vary_is_no_curve():
+    table = figure(over_columns=True)
+    columns = tuple(
+        made_up.tables()[0].columns[0].model_copy(update={"x": column.x, "title": column.title})
+        for column in table.columns
+    )
+    table = table.model_copy(update={"columns": columns})
+    cells, records = world([table], [0], worlds.score)
+    results = aggregate([table], "mini", cells, records, {})
+    assert any(cell.published for row in results[0].rows for cell in row.cells)
+    assert len(plots.figures(results)) == 1
 
 
 def test_a_table_without_an_axis_is_no_figure():

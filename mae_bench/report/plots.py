@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from mae_bench.aggregate import Cell, ColumnResult, TableResult
-from mae_bench.records import Record
+from mae_bench.records import Record, Row
 from mae_bench.report import wording
 from mae_bench.report.axes import Frame, Tick, spanned, ticks
 from mae_bench.report.charts import Shared, shared_columns
@@ -56,6 +56,7 @@ class Line:
     name: str
     path: str
     marks: tuple[Mark, ...]
+    colour: int
     published: bool = False
 
 
@@ -159,68 +160,80 @@ def figures(results: Iterable[TableResult]) -> list[Plot]:
     """
     found: list[Plot | None] = []
     for result in results:
-        if result.table.x_title is None:
+        x_title = result.table.x_title
+        if x_title is None:
             continue
-        ours, paper = _series(result), _published_series(result)
-        title = wording.title(result)
+        ours, paper, title = _series(result), _published_series(result), wording.title(result)
         if result.scale == "paper":
-            found.append(_over_x(title, result.table.x_title, {**ours, **paper}, set(paper)))
+            found.append(_over_x(title, x_title, ours, paper))
         else:
-            found.append(_over_x(title, result.table.x_title, ours, set()))
             beside = f"{wording.kicker(result)} of the paper, at paper scale"
-            found.append(_over_x(beside, result.table.x_title, paper, set(paper)))
+            found += [_over_x(title, x_title, ours, {}), _over_x(beside, x_title, {}, paper)]
     return [plot for plot in found if plot]
 
 
-def _series(result: TableResult) -> dict[str, list[_Point]]:
+# Curves by what they are of: a column's or a row's title, and the backbone as the paper prints it.
+_Series = dict[tuple[str, str], list[_Point]]
+
+
+def _series(result: TableResult) -> _Series:
     """Our curves: per column over the rows' x, or per row over the columns' x."""
-    series: dict[str, list[_Point]] = {}
+    series: _Series = {}
     for row, column, cell in _cells(result):
-        x = row.row.x if row.row.x is not None else column.column.x
-        if x is None or cell.mean is None:
-            continue
-        name = row.row.title if row.row.x is None else wording.column_title(result, column)
-        point = _Point(row.row.init, x, cell.mean, wording.score(cell), _first(cell), cell.sd)
-        series.setdefault(name, []).append(point)
+        x, title = _on_axis(row, column)
+        if x is not None and cell.mean is not None:
+            point = _Point(row.init, x, cell.mean, wording.score(cell), _first(cell), cell.sd)
+            series.setdefault((title, wording.short_backbone(column.backbone)), []).append(point)
     return series
 
 
-def _published_series(result: TableResult) -> dict[str, list[_Point]]:
-    series: dict[str, list[_Point]] = {}
+def _published_series(result: TableResult) -> _Series:
+    """The paper's curves, where it varies the same; columns of several backbones repeat them."""
+    series: _Series = {}
     for row, column, cell in _cells(result):
-        x = row.row.x if row.row.x is not None else column.column.x
-        for reference in cell.published:
-            if x is None or reference.value is None:
-                continue
-            title = row.row.title if row.row.x is None else wording.column_title(result, column)
-            name = f"paper, {wording.paper_backbone(reference.backbone)}: {title}"
-            text = f"paper {wording.number(reference.value)}"
-            point = _Point(row.row.init, x, reference.value, text)
-            if all(other.x != x for other in series.setdefault(name, [])):
-                series[name].append(point)
-    return series
+        x, title = _on_axis(row, column)
+        varied = row.ablation is not None or column.column.ablation is not None
+        for reference in cell.published if varied and x is not None else ():
+            line = series.setdefault((title, wording.paper_backbone(reference.backbone)), [])
+            if reference.value is not None and all(point.x != x for point in line):
+                text = f"paper {wording.number(reference.value)}"
+                line.append(_Point(row.init, x or 0.0, reference.value, text))
+    return {what: line for what, line in series.items() if line}
 
 
-def _cells(result: TableResult) -> Iterator[tuple[Any, ColumnResult, Cell]]:
+def _on_axis(row: Row, column: ColumnResult) -> tuple[float | None, str]:
+    """Where a cell stands on the x axis, and what the curve through it is of."""
+    if row.x is not None:
+        return row.x, column.column.title
+    return column.column.x, row.title
+
+
+def _cells(result: TableResult) -> Iterator[tuple[Row, ColumnResult, Cell]]:
     for row in result.rows:
         for column, cell in zip(result.columns, row.cells, strict=True):
-            yield row, column, cell
+            yield row.row, column, cell
 
 
-def _over_x(
-    title: str, x_title: str, series: Mapping[str, list[_Point]], published: set[str]
-) -> Plot | None:
-    points = [point for line in series.values() for point in line]
-    frame = _frame(points)
+def _over_x(title: str, x_title: str, ours: _Series, paper: _Series) -> Plot | None:
+    frame = _frame([point for line in (*ours.values(), *paper.values()) for point in line])
     if frame is None:
         return None
+    several = len({backbone for _, backbone in ours}) > 1
+    colours = {what: index for index, what in enumerate(dict.fromkeys([*ours, *paper]), 1)}
     lines = []
-    for name, line in series.items():
-        ordered = sorted(line, key=lambda point: point.x)
-        marks = tuple(_mark(frame, point) for point in ordered)
-        path = frame.path((point.x, point.y) for point in ordered)
-        lines.append(Line(name, path, marks, name in published))
+    for (what, backbone), line in ours.items():
+        name = f"{what}, {backbone}" if several else what
+        lines.append(_line(frame, name, line, colours[what, backbone], published=False))
+    for (what, backbone), line in paper.items():
+        name = f"paper, {backbone}: {what}"
+        lines.append(_line(frame, name, line, colours[what, backbone], published=True))
     return Plot(title, x_title, "", frame.x_ticks, frame.y_ticks, lines=tuple(lines))
+
+
+def _line(frame: Frame, name: str, points: list[_Point], colour: int, published: bool) -> Line:
+    ordered = sorted(points, key=lambda point: point.x)
+    path = frame.path((point.x, point.y) for point in ordered)
+    return Line(name, path, tuple(_mark(frame, point) for point in ordered), colour, published)
 
 
 def costs(results: Sequence[TableResult], records: Mapping[str, Record]) -> list[Plot]:
