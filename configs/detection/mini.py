@@ -14,6 +14,8 @@ recipe = {
         # Of the pixels beside the image; None for the mean colour.
         "pad_value": 128.0,
         "num_workers": 0,
+        # Unreadable training images that are reported and left out.
+        "max_broken": 10,
     },
     "model": {
         "strides": [4, 8, 16],
@@ -87,8 +89,23 @@ recipe = {
         "detections_per_image": 100,
         # Evaluate on that many images only; None for all.
         "max_images": None,
+        # Score the validation images every so many steps, too; None for at the end only.
+        "validate_every": None,
     },
 }
+
+variants = [
+    # Its own relative positions go on; its files have no absolute ones, which start at zero.
+    (
+        {"init": "beit"},
+        {
+            "model.positions": "zeros",
+            "model.relative_positions": "shared",
+            "model.qkv_bias": "qv",
+            "model.layer_scale": 0.1,
+        },
+    ),
+]
 
 smoke = {
     "solver.iterations": 2,

@@ -16,6 +16,8 @@ recipe = {
         "flip": 0.5,
         "pad_value": 128.0,
         "num_workers": 2,
+        # Unreadable training images that are reported and left out.
+        "max_broken": 10,
     },
     "model": {
         "strides": [4, 8, 16, 32],
@@ -77,6 +79,8 @@ recipe = {
         "nms": 0.5,
         "detections_per_image": 100,
         "max_images": None,
+        # Score the validation images every so many steps, too; None for at the end only.
+        "validate_every": None,
     },
 }
 

@@ -15,6 +15,8 @@ recipe = {
         # The model pads, with the mean colour.
         "pad_value": None,
         "num_workers": 8,
+        # Unreadable training images that are reported and left out.
+        "max_broken": 10,
     },
     "model": {
         "strides": [4, 8, 16, 32],
@@ -75,6 +77,8 @@ recipe = {
         "nms": 0.5,
         "detections_per_image": 100,
         "max_images": None,
+        # Score the validation images every so many steps, too; None for at the end only.
+        "validate_every": None,
     },
 }
 

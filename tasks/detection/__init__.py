@@ -7,6 +7,7 @@ continues at the right sample and ends bit-identical on one device.
 
 from __future__ import annotations
 
+import functools
 import io
 
 import torch
@@ -20,14 +21,17 @@ from detectron2.config import LazyConfig, instantiate
 from backbones.groups import parameter_rules, write_rules
 from backbones.load_report import record_load
 from mae_bench.errors import UserError
-from mae_bench.job import Job, write_atomically
+from mae_bench.job import STATE_FILE, Job, write_atomically
 from mae_bench.records import Outcome
 from tasks import distributed
-from tasks.data import coco_split
+from tasks.data import coco_split, get_dataset, verify
+from tasks.data.formats import SPLITS
 from tasks.detection.config import lazy_config
 from tasks.detection.data import contents
-from tasks.detection.scores import evaluate, metrics_of, per_class, picture
+from tasks.detection.picture import picture
+from tasks.detection.scores import evaluate, metrics_of, per_class
 from tasks.detection.training import train
+from tasks.detection.watching import curves
 from tasks.engine import seed_all
 
 __all__ = ["lazy_config", "run"]
@@ -60,6 +64,7 @@ def run(job: Job) -> Outcome:
     if (format := job.format_of("backbone")) is not None:
         cfg.model.backbone.format = format
     counts = check_data(job)
+    check_images(job)
     seed_all(job.run.seed, 0)
     model = instantiate(cfg.model).to(cfg.train.device)
     audit = {}
@@ -84,6 +89,7 @@ def run(job: Job) -> Outcome:
             **counts,
             **audit,
             **measured,
+            **curves(job.folder, cfg.train.max_iter, results),
             "per_class": per_class(results),
         },
     )
@@ -112,6 +118,22 @@ def check_data(job: Job) -> dict[str, int]:
         "trained_images": found["train"].annotated,
         "val_images": found["val"].images,
     }
+
+
+def check_images(job: Job) -> None:
+    """Read what cannot be left out later: validation images, and all of a user's own set.
+
+    Not again where a training continues.
+
+    Raises:
+        UserError: images that are missing, broken, or of another size than the json says.
+    """
+    if (job.folder / STATE_FILE).exists() or not distributed.is_main():
+        return
+    is_own = get_dataset(job.run.dataset).counts is None
+    splits = SPLITS if is_own else ("val",)
+    progress = functools.partial(job.report, "prepare")
+    verify.check_images(job.run.dataset, job.data_root, splits, progress)
 
 
 def budget(job: Job, cfg: DictConfig, images: int) -> dict[str, object]:

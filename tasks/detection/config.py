@@ -25,7 +25,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 
-from backbones.groups import parameter_groups, parameter_rules
+from backbones.groups import parameter_groups, parameter_rules, unwrapped
 from mae_bench.errors import UserError, unknown
 from tasks.detection.data import (
     evaluator,
@@ -100,7 +100,7 @@ def lazy_config(
                 "fp16_compression": solver["fp16_compression"],
             },
             "checkpointer": {"period": solver["save_every"], "max_to_keep": 2},
-            "eval_period": total,
+            "eval_period": recipe["test"]["validate_every"] or total,
             "log_period": LOG_EVERY,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "seed": seed,
@@ -145,7 +145,7 @@ def optimizer_groups(
     decay_rule: str,
 ) -> list[dict[str, Any]]:
     """Parameter groups of `backbones.groups` for a detector."""
-    encoder = adapter.encoder_of(model.backbone)
+    encoder = adapter.encoder_of(unwrapped(model).backbone)
     rules = parameter_rules(model, encoder, weight_decay, layer_decay, decay_rule)
     return parameter_groups(model, rules, lr)
 
@@ -208,6 +208,7 @@ def _dataloader(recipe: Mapping[str, Any], where: Mapping[str, str], seed: int) 
                 batch_size=recipe["solver"]["batch_size"],
                 num_workers=workers,
                 seed=seed,
+                max_broken=settings["max_broken"],
             ),
             "test": L(test_loader)(
                 **where,

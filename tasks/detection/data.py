@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +13,8 @@ from statistics import median
 from typing import Any
 
 import pycocotools.mask
-from torch.utils.data import DataLoader
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader, Dataset
 
 # Before detectron2: it restores names that detectron2 reads.
 import backbones.detectron2  # isort: skip  # noqa: F401
@@ -18,6 +22,7 @@ from detectron2 import data
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import COCOEvaluator
 
@@ -25,6 +30,8 @@ from mae_bench.errors import UserError
 from tasks import distributed
 from tasks.data import coco_split, prepare
 from tasks.data.formats import CocoSplit
+from tasks.data.images import BrokenImages
+from tasks.data.reading import DAMAGE, BrokenImage, read_image
 from tasks.engine import PositionSampler, PositionSeeded
 
 # Training images with annotations as published, to compose a config where the data is not.
@@ -76,7 +83,7 @@ def _contents(path: Path, version: tuple[int, int]) -> Contents:
     images, annotations = content["images"], content["annotations"]
     objects = (item for item in annotations if not item.get("iscrowd", 0))
     annotated = {item["image_id"] for item in objects} & {image["id"] for image in images}
-    side = median([max(image["height"], image["width"]) for image in images] or [0])
+    side = median([max(image.get("height", 0), image.get("width", 0)) for image in images] or [0])
     return Contents(len(images), len(annotated), len(annotations), side)
 
 
@@ -111,6 +118,7 @@ def train_loader(
     num_workers: int = 0,
     seed: int = 0,
     start: int = 0,
+    max_broken: int = 0,
 ) -> DataLoader:
     """Endless batches of mapped images that have annotations, the same for any `num_workers`.
 
@@ -119,6 +127,7 @@ def train_loader(
     Args:
         batch_size: of all processes together.
         start: samples already seen, by all processes together.
+        max_broken: see `TrainingImages`.
 
     Raises:
         UserError: fewer images with annotations than one batch holds.
@@ -135,12 +144,58 @@ def train_loader(
     sampler.skip(start // world)
     # Not detectron2's own: that gives another order for another number of workers.
     return DataLoader(
-        PositionSeeded(MapDataset(images, mapper), seed),
+        PositionSeeded(TrainingImages(images, mapper, max_broken), seed),
         batch_size=batch_size // world,
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
     )
+
+
+class TrainingImages(Dataset):
+    """Mapped records, made to go on where an image cannot be used.
+
+    Args:
+        mapper: as detectron2's `DatasetMapper`; a function of the record and the random state.
+        max_broken: how many images that cannot be read, or have another size than the json says,
+            are reported and left out, each replaced by the image behind it.
+    """
+
+    def __init__(
+        self,
+        records: Dataset,
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        max_broken: int = 0,
+    ):
+        self.records, self.mapper = records, mapper
+        names = [records[index]["file_name"] for index in range(len(records))]
+        self.broken = BrokenImages([Path(name) for name in names], max_broken)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        while True:
+            record = self.records[index]
+            try:
+                return self.mapper(record)
+            except SizeMismatchError as error:
+                self.broken.add(index, BrokenImage(f"{error}"))
+            except DAMAGE:
+                damage = _damage(record["file_name"])
+                if damage is None:
+                    raise
+                self.broken.add(index, damage)
+            index = (index + 1) % len(self)
+
+
+def _damage(path: str) -> BrokenImage | None:
+    """What is wrong with an image file; None if it can be read."""
+    try:
+        read_image(Path(path))
+    except BrokenImage as error:
+        return error
+    return None
 
 
 def _with_rle(record: dict[str, Any]) -> dict[str, Any]:
@@ -183,4 +238,24 @@ def evaluator(dataset: str, data_root: str | Path, output_dir: str | None = None
     """detectron2's evaluator on pycocotools, boxes and masks."""
     name = register(dataset, data_root, "val")
     data.DatasetCatalog.get(name)  # fills in the class names and the map of category ids
-    return COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=output_dir, use_fast_impl=False)
+    coco = COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=output_dir, use_fast_impl=False)
+    complete(coco._coco_api)
+    return coco
+
+
+def complete(truth: COCO) -> None:
+    """Fill in what pycocotools cannot do without and users' files often lack, in place.
+
+    That is `iscrowd` (0), `area` (of the mask, as in COCO), and annotation ids above 0: it takes a
+    match with annotation 0 for no match.
+    """
+    annotations = truth.dataset["annotations"]
+    for item in annotations:
+        item.setdefault("iscrowd", 0)
+        if "area" not in item:
+            item["area"] = float(pycocotools.mask.area(truth.annToRLE(item)))
+    if 0 in truth.anns:
+        for number, item in enumerate(annotations, start=1):
+            item["id"] = number
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth.createIndex()

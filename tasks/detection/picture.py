@@ -1,17 +1,36 @@
-"""Detections as a picture: boxes, masks, names and scores on enlarged images."""
+"""Detections beside the truth as a picture: boxes, masks, names and scores on enlarged images."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from omegaconf import DictConfig
+from torch import nn
 
+# Before detectron2: it restores names that detectron2 reads.
+import backbones.detectron2  # isort: skip  # noqa: F401
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances, read_image
+from detectron2.evaluation.evaluator import inference_context
+from detectron2.structures import BoxMode, Instances
+
+from mae_bench.job import Job, write_atomically
+from mae_bench.records import Picture
+from tasks.detection.data import register
+
+PICTURE_FILE = "detections.png"
+NUM_PICTURES = 4
+PICTURE_SCORE = 0.3
 INCHES_PER_IMAGE = 2.6
 DPI = 130
 
@@ -95,3 +114,56 @@ def _draw_mask(axes: Axes, mask: np.ndarray, colour: tuple[float, ...]) -> None:
     if mask.any() and not mask.all():
         centres_x, centres_y = np.arange(width) + 0.5, np.arange(height) + 0.5
         axes.contour(centres_x, centres_y, mask, levels=[0.5], colors=[colour], linewidths=1.0)
+
+
+def picture(job: Job, cfg: DictConfig, model: nn.Module) -> Picture:
+    """Draw the first validation images that have objects: truth above, predictions below."""
+    loader = instantiate(cfg.dataloader.test)
+    records = loader.dataset._dataset
+    chosen = [i for i in range(len(records)) if records[i]["annotations"]][:NUM_PICTURES]
+    classes = MetadataCatalog.get(register(**_where(cfg), split="val")).thing_classes
+    truths, found, images = [], [], []
+    with inference_context(model), torch.no_grad():
+        for index in chosen:
+            record = records[index]
+            images.append(read_image(record["file_name"], "RGB"))
+            truths.append(truth_of(record))
+            instances = model([loader.dataset[index]])[0]["instances"].to("cpu")
+            found.append(found_of(instances[instances.scores >= PICTURE_SCORE]))
+    write_atomically(job.folder / PICTURE_FILE, draw(images, truths, found, classes))
+    caption = (
+        f"{job.run.dataset} validation images: truth above, predictions with a score of at least "
+        f"{PICTURE_SCORE} below ({job.run.init}, seed {job.run.seed})"
+    )
+    return Picture(path=PICTURE_FILE, caption=caption)
+
+
+def _where(cfg: DictConfig) -> dict[str, str]:
+    test = cfg.dataloader.test
+    return dict(dataset=test.dataset, data_root=test.data_root)
+
+
+def truth_of(record: dict[str, Any]) -> Detections:
+    """Objects of a record of detectron2's, crowds too."""
+    size, objects = (record["height"], record["width"]), record["annotations"]
+    for item in objects:
+        item["bbox"], item["bbox_mode"] = (
+            BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS),
+            BoxMode.XYXY_ABS,
+        )
+    truth = annotations_to_instances(objects, size, mask_format="bitmask")
+    return Detections(
+        boxes=truth.gt_boxes.tensor.numpy(),
+        masks=truth.gt_masks.tensor.numpy(),
+        labels=truth.gt_classes.tolist(),
+    )
+
+
+def found_of(instances: Instances) -> Detections:
+    """Objects that a model found."""
+    return Detections(
+        boxes=instances.pred_boxes.tensor.numpy(),
+        masks=instances.pred_masks.numpy(),
+        labels=instances.pred_classes.tolist(),
+        scores=instances.scores.tolist(),
+    )

@@ -29,6 +29,7 @@ from mae_bench.errors import UserError
 from mae_bench.job import Job, Stopped
 from tasks import distributed
 from tasks.detection.config import LOG_EVERY
+from tasks.detection.watching import Validation
 from tasks.engine import load_state, save_state
 from tasks.engine.acceleration import precision
 from tasks.engine.order import end_steps, seed_step
@@ -206,6 +207,7 @@ def train(job: Job, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         *_writers(folder),
         reporter,
+        *([Validation(job, cfg, every)] if (every := job.recipe["test"]["validate_every"]) else []),
     ])
     try:
         trainer.train(start, total)
