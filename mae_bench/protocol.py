@@ -77,14 +77,20 @@ class Line:
     """A setting as each side has it, in words.
 
     Attributes:
-        differs: from the paper, or from the code where the paper is silent; None if both are.
+        not_paper, not_code: whether ours differs from it; None where it is silent.
     """
 
     name: str
     paper: str
     code: str
     ours: str
-    differs: bool | None
+    not_paper: bool | None
+    not_code: bool | None
+
+    @property
+    def differs(self) -> bool | None:
+        """From the paper, or from the code where the paper is silent; None if both are."""
+        return self.not_code if self.not_paper is None else self.not_paper
 
 
 @dataclass(frozen=True)
@@ -168,9 +174,11 @@ def _line(name: str, item: Item, values: Mapping[str, Any], names: tuple[str, ..
 
 
 def _compare(name: str, ours: Any, paper: Any, code: Any) -> Line:
-    stated = next((side for side in (paper, code) if side is not None), None)
-    differs = None if stated is None else not _same(ours, stated)
-    return Line(name, _words(paper, NOT_STATED), _words(code, NOT_STATED), _words(ours), differs)
+    not_paper, not_code = (
+        None if side is None else not _same(ours, side) for side in (paper, code)
+    )
+    words = (_words(paper, NOT_STATED), _words(code, NOT_STATED), _words(ours))
+    return Line(name, *words, not_paper, not_code)
 
 
 def _lookup(values: Mapping[str, Any], key: str) -> Any:

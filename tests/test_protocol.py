@@ -79,6 +79,12 @@ def test_the_code_counts_where_the_paper_is_silent(monkeypatch):
     assert lines(card)["x"].paper == "not stated"
 
 
+def test_a_difference_is_marked_on_the_side_it_is_from(monkeypatch):
+    literal = {"settings": {"lr decay": {"ours": 0.65, "paper": 0.75, "code": 0.65}}}
+    line = lines(card_of(monkeypatch, literal))["lr decay"]
+    assert (line.not_paper, line.not_code, line.differs) == (True, False, True)
+
+
 def test_our_side_is_what_was_run():
     values = load_recipe(RECIPE, {"solver.layer_decay": 0.75, "solver.weight_decay": 0.3})
     found = lines(protocol.card(RECIPE, values, "vit_mini_patch8", "random"))
