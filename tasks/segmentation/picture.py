@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from tasks.data.maps import IGNORED
+
+# Of the legend; and px of a map as it is drawn.
+COLUMNS, MOST = 6, 29
+LARGEST_SIDE = 400
 
 
 @dataclass(frozen=True)
@@ -27,20 +32,24 @@ def draw(examples: Sequence[Example], metainfo: Mapping[str, Any], path: Path) -
     """Image, truth, prediction and errors side by side, one row an image, with a legend."""
     palette = np.full((256, 3), 255, dtype=np.uint8)
     palette[: len(metainfo["palette"])] = metainfo["palette"]
-    height = 2.1 * len(examples) + 0.8
-    figure = Figure(figsize=(8.4, height))
+    patches = _patches(examples, metainfo["classes"], palette)
+    foot = 0.1 + 0.25 * math.ceil(len(patches) / COLUMNS)
+    figure = Figure(figsize=(8.4, 2.1 * len(examples) + 0.3 + foot))
     axes = figure.subplots(len(examples), 4, squeeze=False)
-    for axis, title in zip(axes[0], ("image", "truth", "prediction", "errors"), strict=True):
+    titles = ("image", "truth", "prediction", "errors (red)")
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     for row, example in zip(axes, examples, strict=True):
         errors, share = error_map(example)
         maps = (example.image, palette[example.truth], palette[example.prediction], errors)
+        step = max(1, max(example.truth.shape) // LARGEST_SIDE)
         for axis, picture in zip(row, maps, strict=True):
-            axis.imshow(picture, interpolation="nearest")
+            axis.imshow(picture[::step, ::step], interpolation="nearest")
             axis.set_axis_off()
         place = dict(transform=row[3].transAxes, ha="right", va="bottom", fontsize=7)
         row[3].text(0.98, 0.02, f"{share:.1%} wrong", **place)
-    _legend(figure, metainfo["classes"], palette)
+    figure.legend(handles=patches, loc="lower center", ncols=COLUMNS, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, foot / figure.get_figheight(), 1, 1), pad=0.4)
     figure.savefig(path, dpi=150)
 
 
@@ -53,8 +62,17 @@ def error_map(example: Example) -> tuple[np.ndarray, float]:
     return pale, wrong.sum() / max(known.sum(), 1)
 
 
-def _legend(figure: Figure, classes: Sequence[str], palette: np.ndarray) -> None:
-    names = [*enumerate(classes), (IGNORED, "unlabelled")]
-    patches = [Patch(fc=palette[label] / 255, ec="0.6", label=name) for label, name in names]
-    figure.legend(handles=patches, loc="lower center", ncols=7, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.6 / figure.get_figheight(), 1, 1), pad=0.4)
+def _patches(
+    examples: Sequence[Example], classes: Sequence[str], palette: np.ndarray
+) -> list[Patch]:
+    """The classes that occur, largest first: of 150 names, most would stand for nothing."""
+    maps = [each.ravel() for example in examples for each in (example.truth, example.prediction)]
+    pixels = np.bincount(np.concatenate(maps), minlength=256)
+    shown = [label for label in np.argsort(-pixels, kind="stable") if pixels[label]]
+    names = {**dict(enumerate(classes)), IGNORED: "unlabelled"}
+    patches = [
+        Patch(fc=palette[label] / 255, ec="0.6", label=names[label]) for label in shown[:MOST]
+    ]
+    if len(shown) > MOST:
+        patches.append(Patch(fc="none", ec="none", label=f"and {len(shown) - MOST} more"))
+    return patches
