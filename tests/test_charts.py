@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import made_up
 import pytest
@@ -14,7 +16,7 @@ from worlds import BASE
 from mae_bench.aggregate import aggregate
 from mae_bench.plan import CellKey, CellPlan
 from mae_bench.records import Outcome, Published, Row, Table, Upstream
-from mae_bench.report import charts, plots
+from mae_bench.report import charts, curves, plots
 from mae_bench.report.axes import ticks
 
 
@@ -37,13 +39,13 @@ def test_a_curve_takes_the_last_line_of_a_step_and_drops_what_is_not_finite():
         {"step": 2, "loss": math.nan},
         {"step": 3, "loss": 2.0, "lr": 1.0},
     ]
-    curve = plots.curve(points)
-    assert curve is not None
-    assert curve.name == "loss" and curve.last == "2"
-    assert curve.path.count("L") == 2
-    assert curve == plots.curve([points[2], points[1], points[4]])
-    assert plots.curve(points[:1]) is None
-    assert plots.curve([]) is None
+    found = curves.curve(points)
+    assert found is not None
+    assert found.name == "loss" and found.last == "2"
+    assert found.path.count("L") == 2
+    assert found == curves.curve([points[2], points[1], points[4]])
+    assert curves.curve(points[:1]) is None
+    assert curves.curve([]) is None
 
 
 def test_bars_show_only_what_is_measured():
@@ -204,10 +206,36 @@ def test_tasks_stand_against_each_other_where_both_are_complete():
 def test_a_validation_curve_stands_beside_the_recipe_s_reference():
     which = run(recipe_values={"reference": {"curve": [[16000, 38.65], [32000, 43.97]]}})
     facts = {"validation_miou": {"16000": 30.0, "32000": 40.0, "x": "y"}}
-    found = plots.validation_curve(record(which, outcome=Outcome(metrics={}, facts=facts)))
+    found = curves.validation_curve(record(which, outcome=Outcome(metrics={}, facts=facts)))
     assert found is not None and found.name == "miou" and found.last == "40"
     assert found.path.count("L") == found.reference.count("L") == 1
     own = [float(pair.split()[1]) for pair in found.path[1:].split("L")]
     reference = [float(pair.split()[1]) for pair in found.reference[1:].split("L")]
     assert all(ours > theirs for ours, theirs in zip(own, reference, strict=True))  # lower scores
-    assert plots.validation_curve(record(run())) is None
+    assert curves.validation_curve(record(run())) is None
+
+
+def test_inits_learn_over_each_other_beside_the_reference(tmp_path: Path):
+    values = {"reference": {"curve": [[10, 20.0], [20, 30.0]]}}
+    facts = {"validation_miou": {"10": 15.0, "20": 25.0}}
+    runs = [run("segmentation", init, seed) for init in ("random", "beit") for seed in (0, 1)]
+    runs = [which.model_copy(update={"recipe_values": values}) for which in runs]
+    outcome = Outcome(metrics={}, facts=facts)
+    (plot,) = curves.learning(
+        [record(which, outcome=outcome) for which in runs], tmp_path, {"random": 0, "beit": 1}
+    )
+    assert plot.title == "segmentation on mini-coco" and plot.y_title.startswith("miou;")
+    assert [(line.name, line.colour, line.published) for line in plot.lines] == [
+        ("random", 0, False),
+        ("beit", 1, False),
+        ("reference of the recipe", 0, True),
+    ]
+    losses = [record(run("detection", init)) for init in ("random", "beit", "mae-pixel")]
+    for one in losses[:2]:
+        (tmp_path / one.id).mkdir()
+        lines = [json.dumps({"step": step, "loss": 1 / (step + 1)}) for step in range(1000)]
+        (tmp_path / one.id / "metrics.jsonl").write_text("\n".join(lines))
+    (plot,) = curves.learning(losses, tmp_path, {})
+    assert [line.name for line in plot.lines] == ["random", "beit"]
+    assert all(line.path.count("L") <= 101 for line in plot.lines)
+    assert curves.learning(losses[1:], tmp_path, {}) == []

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mae_bench.aggregate import TableResult
 from mae_bench.records import Record
-from mae_bench.report import charts, plots, protocols, runs, wording
+from mae_bench.report import charts, curves, plots, protocols, runs, wording
 from mae_bench.report.album import Album, Shown
 
 # With tables, charts and the data of 200 runs the page stays below 3 MB.
@@ -71,6 +71,7 @@ def render(
     gallery = _gallery(ordered, album)
     script = (TEMPLATES / "page.js").read_text()
     inits = _inits(results, ordered)
+    colours = {init: index for index, init in enumerate(inits, "random" not in inits)}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -87,7 +88,8 @@ def render(
         costs=plots.costs(results, records),
         tasks=plots.tasks(results),
         protocols={result.table.name: protocols.cards(result, records) for result in results},
-        colours={init: index for index, init in enumerate(inits, "random" not in inits)},
+        learning=curves.learning(ordered, runs_folder, colours),
+        colours=colours,
         shapes=SHAPES,
         gallery=gallery,
         left_out=album.left_out,

@@ -1,13 +1,11 @@
-"""Charts of two axes: learning curves, figures over a setting, cost, tasks against each other."""
+"""Charts of two axes: figures over a setting, cost of pretraining, tasks against each other."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 from mae_bench.aggregate import Cell, ColumnResult, TableResult
 from mae_bench.records import Record, Row
@@ -16,25 +14,8 @@ from mae_bench.report.axes import Frame, Tick, spanned, ticks
 from mae_bench.report.charts import Shared, shared_columns
 
 WIDTH, HEIGHT = 360.0, 230.0
-CURVE_WIDTH, CURVE_HEIGHT = 560.0, 190.0
 AXIS_TITLE_HEIGHT = 40.0
-MOST_CURVE_POINTS = 240
 HOUR = 3600.0
-# Scores that a task takes of its validation images while it trains, among its facts.
-VALIDATION = "validation_"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A learning curve: an SVG path, its last point, its axes; `reference` is a path to compare."""
-
-    name: str
-    path: str
-    end: tuple[float, float]
-    last: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,74 +65,6 @@ class _Point:
     run_id: str = ""
     sd: float | None = None
     x_sd: float | None = None
-
-
-def curve(points: Sequence[Mapping[str, object]]) -> Curve | None:
-    """Lay out a run's learning curve.
-
-    Args:
-        points: lines of metrics.jsonl. A resumed run repeats steps: the last line of a step
-            counts. "loss" is drawn if there, otherwise the first scalar; what is not finite is
-            left out.
-
-    Returns:
-        None for fewer than two points.
-    """
-    names = dict.fromkeys(name for point in points for name in point if name != "step")
-    name = "loss" if "loss" in names else next(iter(names), "")
-    values: dict[float, float] = {}
-    for point in points:
-        step, value = point.get("step"), point.get(name)
-        if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
-            values[step] = float(value)
-    return _curve(name, sorted(values.items()))
-
-
-def validation_curve(record: Record) -> Curve | None:
-    """Scores while training beside the recipe's reference curve; None where a run took none."""
-    facts = record.outcome.facts if record.outcome else {}
-    reference = record.run.recipe_values.get("reference")
-    against = reference.get("curve") if isinstance(reference, Mapping) else None
-    for name, scores in facts.items():
-        if name.startswith(VALIDATION) and isinstance(scores, Mapping):
-            pairs = sorted(_pairs(scores.items()))
-            return _curve(name.removeprefix(VALIDATION), pairs, sorted(_pairs(against or ())))
-    return None
-
-
-def _pairs(items: Iterable[Any]) -> Iterator[tuple[float, float]]:
-    """Step and score of what can be read as such."""
-    for item in items:
-        try:
-            step, score = map(float, item)
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(step) and math.isfinite(score):
-            yield step, score
-
-
-def _curve(
-    name: str,
-    points: Sequence[tuple[float, float]],
-    reference: Sequence[tuple[float, float]] = (),
-) -> Curve | None:
-    if len(points) < 2:
-        return None
-    last = points[-1]
-    # Thinning must not lose the last point: it is the one with a label.
-    points = [*points[: -1 : math.ceil(len(points) / MOST_CURVE_POINTS)], last]
-    both = [*points, *reference]
-    scale = ticks(min(y for _, y in both), max(y for _, y in both))
-    frame = Frame(spanned(x for x, _ in both), tuple(scale), CURVE_WIDTH, CURVE_HEIGHT)
-    return Curve(
-        name=name,
-        path=frame.path(points),
-        end=(frame.at_x(last[0]), frame.at_y(last[1])),
-        last=f"{last[1]:.4g}",
-        x_ticks=frame.x_ticks,
-        y_ticks=frame.y_ticks,
-        reference=frame.path(reference) if len(reference) > 1 else "",
-    )
 
 
 def figures(results: Iterable[TableResult]) -> list[Plot]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mae_bench.protocol import budget
 from mae_bench.records import Record
-from mae_bench.report import plots, wording
+from mae_bench.report import curves, wording
 
 # Reading the learning curves of more runs would take longer than anything else.
 MOST_CURVES = 1000
@@ -131,10 +131,10 @@ def _files(record: Record, folder: Path | None) -> dict[str, Any]:
     """What lies in the run's folder: curves, load report, parameter groups."""
     if folder is None:
         return {"curves": [], "load": [], "groups": []}
-    points = metrics_lines(folder / "metrics.jsonl")
-    found = [plots.curve(points), plots.validation_curve(record)]
+    points = curves.metrics_lines(folder / "metrics.jsonl")
+    found = [curves.curve(points), curves.validation_curve(record)]
     return {
-        "curves": [asdict(curve) for curve in found if curve],
+        "curves": [asdict(one) for one in found if one],
         "load": list(_load_report(folder / "load_report.json")),
         "groups": _groups(folder / "parameters.csv"),
     }
@@ -147,19 +147,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
-
-
-def metrics_lines(path: Path) -> list[dict[str, Any]]:
-    """The learning curve's points; a line that a killed run left half-written is passed over."""
-    points = []
-    for line in _text(path).splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(point, dict):
-            points.append(point)
-    return points
 
 
 def _load_report(path: Path) -> Iterator[tuple[str, str]]:
