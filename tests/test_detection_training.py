@@ -41,7 +41,13 @@ def whole(root, tmp_path_factory):
 MICRO = {"solver.accumulation": 2, "model.head_norm": "SyncBN", "model.drop_path": 0.2}
 
 
-@pytest.mark.parametrize("changes", [{}, MICRO], ids=["plain", "micro-batches"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param(MICRO, id="micro-batches", marks=pytest.mark.slow),
+    ],
+)
 def test_ten_steps_equal_five_kill_and_five(root, tmp_path, changes):
     """Killed in step 8, after the save at 5: same weights to the bit, same scores."""
     changes = {"solver.iterations": 10, "solver.save_every": 5, **changes}
@@ -95,8 +101,8 @@ def test_micro_batches_add_up_to_the_mean_gradient(root):
 
 # Every anchor and every proposal counts, so that no sampling depends on who has which image.
 SHARED = {
-    "solver.iterations": 2,
-    "solver.warmup_iterations": 1,
+    "solver.iterations": 1,
+    "solver.warmup_iterations": 0,
     "solver.batch_size": 4,
     "model.fpn_norm": "SyncBN",
     "model.rpn_samples": 10**6,
@@ -109,6 +115,7 @@ def curve_of(folder):
     return json.loads(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_two_processes_do_what_one_does(root, tmp_path, compressed):
     """Losses of the RPN to rounding; those of regions are means over a process's own."""
@@ -118,7 +125,7 @@ def test_two_processes_do_what_one_does(root, tmp_path, compressed):
     assert in_processes(2, run_with, together, root, changes) == [0, 0]
     first, second = curve_of(alone), curve_of(together)
     for part in ("loss_rpn_cls", "loss_rpn_loc"):
-        assert second[part] == pytest.approx(first[part], rel=2e-3 if compressed else 1e-5)
+        assert second[part] == pytest.approx(first[part], rel=1e-4)
     assert second["loss"] == pytest.approx(first["loss"], rel=0.1)
     assert second["lr"] == first["lr"] and one.facts["processes"] == 1
     # The finished training is only scored again, by one process: each image counted once by two.
