@@ -16,6 +16,7 @@ from mae_bench.errors import UserError
 from tasks.data import DATASETS, Counts, Dataset, get_dataset
 from tasks.data.verify import RULES, Report, check, verify
 from tasks.data.verify.coco import COCO_IDS, runs_of
+from tasks.data.verify.scan import scan_image
 
 COCO, ADE20K = "coco-format:{}/own", "ade20k-format:{}/own"
 
@@ -507,6 +508,36 @@ def test_findings_do_not_depend_on_the_number_of_threads(workers, tmp_path):
     broken = [finding.file for finding in report.findings]
     assert broken == [str(path) for path in sorted(home.glob("train/*/*"))[::2]]
     assert told == [(done, 12) for done in range(1, 13)] and report.files_read == 12
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_reduced_decoding_finds_what_a_whole_one_finds(mode, options, tmp_path):
+    """Cut off anywhere, or with bytes that are wrong: the verdict is Pillow's on every pixel."""
+    rng, path, verdicts = np.random.default_rng(0), tmp_path / "x.jpg", set()
+    pixels = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    whole = path.read_bytes()
+    for number in range(24):
+        damaged = bytearray(whole)
+        if number % 3 == 0:
+            damaged = damaged[: int(len(damaged) * rng.random())]
+        for _ in range((0, 10, 200)[number % 3]):
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        path.write_bytes(damaged)
+        found = scan_image(path).error is None
+        assert found == readable(path)
+        verdicts.add(found)
+    assert verdicts == {True, False}
+
+
+def readable(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception:  # whatever Pillow raises
+        return False
+    return True
 
 
 def test_runs_of_compressed_masks_are_those_of_pycocotools():

@@ -49,8 +49,8 @@ class Scan(NamedTuple):
 def scan_image(place: Path | Member) -> Scan:
     """Read an image to its end.
 
-    A JPEG is decoded at an eighth of its size: that goes through all of its data, and what is cut
-    off or damaged shows as it does at full size.
+    A JPEG is decoded in grey at an eighth of its size: that goes through all of its data, and what
+    is cut off or damaged shows as it does at full size.
     """
     return _scan(place, is_map=False)
 
@@ -68,7 +68,7 @@ def _scan(place: Path | Member, is_map: bool) -> Scan:
             size = image.size[::-1] if not is_map and is_turned(image) else image.size
             mode = image.mode
             if not is_map:
-                image.draft(None, (1, 1))
+                image.draft("L", (1, 1))
             image.load()
             histogram = _histogram(image) if is_map else None
     except FileNotFoundError:
