@@ -85,15 +85,15 @@ def test_stopped_and_continued_is_the_same_run(images, tmp_path, recipe):
 
 
 def train_as_one_of(images, folder):
-    outcome = run_on(images, folder, solver__batch_size=8, model__drop_path_rate=0.0)
+    outcome = run_on(images, folder, solver__iterations=3, model__drop_path_rate=0.0)
     told = {"top1": outcome.metrics["top1"].value, "processes": outcome.facts["processes"]}
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(told))
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(images, tmp_path):
-    for count in (1, 2):
-        assert in_processes(count, train_as_one_of, images, tmp_path / str(count)) == [0] * count
+    train_as_one_of(images, tmp_path / "1")
+    assert in_processes(2, train_as_one_of, images, tmp_path / "2") == [0, 0]
     alone, first, second = (
         json.loads((tmp_path / place).read_text()) for place in ("1/0.json", "2/0.json", "2/1.json")
     )
