@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_bench import backbones_cli, data_cli, work_cli
+from mae_bench import backbones_cli, data_cli, report_cli, work_cli
 from mae_bench.errors import UserError, naming_full_disk, unknown
 from mae_bench.launch import Launch, launching
 from mae_bench.plan import START_INIT, TABLES, TOKENIZER_INIT, check_scale
 from mae_bench.progress import make_console
 from mae_bench.recipes import list_recipes, parse_override
 from mae_bench.records import Scale, Setting
+from mae_bench.report_cli import Out
 from mae_bench.request import Request, Single, parse_inits, parse_seeds
-from mae_bench.work_cli import WORK_DIR, Out, WorkDir
+from mae_bench.work_cli import WORK_DIR, WorkDir
 
 if TYPE_CHECKING:
     from mae_bench import session
@@ -221,7 +222,7 @@ def transfer(
     )
 
 
-for verb in (work_cli.status, work_cli.report, work_cli.clean):
+for verb in (work_cli.status, report_cli.report, work_cli.clean):
     app.command()(verb)
 
 

@@ -171,7 +171,11 @@ class Record(Strict):
         Raises:
             UserError: not JSON, a newer schema version, or fields that do not fit.
         """
-        data = path.read_bytes()
+        return cls.parse(path.read_bytes(), path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path | str) -> Record:
+        """Read and check what a record's file holds; `path` is for messages. See `read`."""
         try:
             record = cls.model_validate_json(data)
         except ValidationError:
@@ -181,7 +185,7 @@ class Record(Strict):
         return record if present else cls._read_older(path, data)
 
     @classmethod
-    def _read_older(cls, path: Path, data: bytes) -> Record:
+    def _read_older(cls, path: Path | str, data: bytes) -> Record:
         """Bring a record of an older schema version up to date, or say what is wrong with it."""
         try:
             raw = json.loads(data)

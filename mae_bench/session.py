@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from mae_bench import overview
+from mae_bench import overview, placing
 from mae_bench.aggregate import TableResult, aggregate
+from mae_bench.collection import collect, read_source
 from mae_bench.errors import UserError
 from mae_bench.grouping import grouped
 from mae_bench.launch import Launch
@@ -18,6 +20,7 @@ from mae_bench.plan import Plan
 from mae_bench.progress import make_board, make_console
 from mae_bench.records import Record, Run
 from mae_bench.report import terminal, write_report
+from mae_bench.report.wording import printable
 from mae_bench.request import Request
 from mae_bench.workspace import Workspace, require_space
 
@@ -122,6 +125,30 @@ def report_grouped(
     results = grouped(records, by)
     make_console().print(terminal.render(results))
     return write_report(results, records, out, formats, work_dir=workspace.root)
+
+
+def report_merged(
+    places: Sequence[Path], out: Path, formats: Iterable[str], by: Sequence[str] | None
+) -> tuple[bool, list[Path]]:
+    """Print and write tables of several places together; see `collection` and `placing`.
+
+    Returns:
+        whether no two places tell different numbers of one run, and the files.
+    """
+    found = collect(read_source(place) for place in places)
+    results = placing.place(found) if by is None else grouped(found.undisputed, by)
+    console = make_console()
+    console.print(terminal.render(results))
+    for conflict in found.conflicts:
+        console.print(Text(f"conflict: {printable(str(conflict))}", style="red"), soft_wrap=True)
+    for label in placing.left_out(found.records):
+        console.print(Text(printable(f"left out, other data: {label}")), soft_wrap=True)
+    with tempfile.TemporaryDirectory() as folder:  # one work folder out of several
+        (Path(folder) / "runs").mkdir()
+        for run_id, place in found.folders.items():
+            (Path(folder) / "runs" / run_id).symlink_to(place.absolute())
+        pages = write_report(results, found.undisputed, out, formats, work_dir=Path(folder))
+    return not found.conflicts, pages
 
 
 def _check_data(runs: Iterable[Run], request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that look at a work folder: status, report, clean."""
+"""The verbs that look at a work folder: status, clean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from mae_bench.workspace import Workspace
 
 WORK_DIR = Path("work_dirs")
 WorkDir = Annotated[Path, typer.Option(help="Where runs, records and logs go.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the report  [default: report]")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -72,37 +71,6 @@ def _looks(look: Callable[[], Status], seconds: float) -> Iterator[Status]:
             return
         # Large folders take a while to read; do not spend more than a fifth of the time on it.
         time.sleep(max(seconds, 4 * (time.monotonic() - started)))
-
-
-def report(
-    work_dir: WorkDir = WORK_DIR,
-    out: Out = None,
-    formats: Annotated[
-        str, typer.Option("--format", help="Comma-separated: html, md, tex, csv, json.")
-    ] = "html,md,tex,csv,json",
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIELDS",
-            help="Tables of all that was scored here, with these rows: init, backbone, dataset, "
-            "protocol, comma-separated.",
-        ),
-    ] = None,
-) -> None:
-    """Write the report of what was asked for last, as far as it is there."""
-    from mae_bench import session
-
-    workspace = Workspace(work_dir)
-    folder, names = out or Path("report"), [name.strip() for name in formats.split(",")]
-    if by is None:
-        written = session.report(Request.read(workspace), workspace, folder, names)
-    else:
-        written = session.report_grouped(workspace, folder, names, _fields(by))
-    typer.echo("\n".join(str(path) for path in written))
-
-
-def _fields(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def clean(

@@ -31,7 +31,8 @@ LAYERS = (
     ("deviations",),
     ("workspace", "aggregate", "ranks", "schedule"),
     ("runner", "report", "progress", "request", "grouping"),
-    ("preload", "overview", "doctor", "worker"),
+    ("preload", "overview", "doctor", "worker", "collection"),
+    ("placing", "comparison", "lint"),
     ("crew", "processes", "slurm_job"),
     ("launchers", "slurm"),
     ("slurm_watch",),
@@ -39,7 +40,7 @@ LAYERS = (
     ("session", "cleaning"),
     ("printing",),
     ("work_cli", "backbones_cli"),
-    ("data_cli",),
+    ("data_cli", "report_cli"),
     ("cli",),
     ("__main__",),
 )

@@ -17,15 +17,24 @@ FILES = {
     "tex": "tables.tex",
     "csv": "results.csv",
     "json": "results.json",
+    "metafile": "metafile.yml",
+    "model-index": "model-index.md",
+    "records": "records",
+    "png": "figures",
+    "svg": "figures",
+    "pdf": "figures",
 }
+# These are folders.
+FOLDERS = frozenset({"records", "png", "svg", "pdf"})
 FORMATS = tuple(FILES)
+DEFAULT_FORMATS = ("html", "md", "tex", "csv", "json")
 
 
 def write_report(
     results: Sequence[TableResult],
     records: Mapping[str, Record],
     out: Path,
-    formats: Iterable[str] = FORMATS,
+    formats: Iterable[str] = DEFAULT_FORMATS,
     *,
     work_dir: Path,
 ) -> list[Path]:
@@ -52,13 +61,32 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
         for name in wanted:
             path = out / FILES[name]
-            write_atomically(path, _render(name, results, records, out, work_dir))
+            if name in FOLDERS:
+                files = _render_files(name, results, records)
+                path.mkdir(exist_ok=True)
+                for file, content in files.items():
+                    write_atomically(path / file, content)
+            else:
+                write_atomically(path, _render(name, results, records, out, work_dir))
             written.append(path)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out} ({error}). Give another folder with --out."
         ) from None
     return written
+
+
+def _render_files(
+    name: str, results: Sequence[TableResult], records: Mapping[str, Record]
+) -> dict[str, bytes]:
+    """The files of a format that is a folder."""
+    if name == "records":
+        from mae_bench.report import exported
+
+        return exported.render(records)
+    from mae_bench.report import drawn
+
+    return drawn.render(results, records, name)
 
 
 def _render(
@@ -83,6 +111,11 @@ def _render(
         from mae_bench.report import latex
 
         return latex.render(results)
+    if name in {"metafile", "model-index"}:
+        from mae_bench.report import model_cards
+
+        render_card = model_cards.metafile if name == "metafile" else model_cards.model_index
+        return render_card(results, records)
     from mae_bench.report import long_form
 
     render = long_form.render_json if name == "json" else long_form.render_csv

@@ -55,7 +55,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """A mark before it has a place."""
 
     init: str
@@ -76,7 +76,7 @@ def figures(results: Iterable[TableResult]) -> list[Plot]:
         x_title = result.table.x_title
         if x_title is None:
             continue
-        ours, paper, title = _series(result), _published_series(result), wording.title(result)
+        ours, paper, title = series_of(result), published_series(result), wording.title(result)
         if result.scale == "paper":
             found.append(_over_x(title, x_title, ours, paper))
         else:
@@ -86,23 +86,23 @@ def figures(results: Iterable[TableResult]) -> list[Plot]:
 
 
 # Curves by what they are of: a column's or a row's title, and the backbone as the paper prints it.
-_Series = dict[tuple[str, str], list[_Point]]
+Series = dict[tuple[str, str], list[Point]]
 
 
-def _series(result: TableResult) -> _Series:
+def series_of(result: TableResult) -> Series:
     """Our curves: per column over the rows' x, or per row over the columns' x."""
-    series: _Series = {}
+    series: Series = {}
     for row, column, cell in _cells(result):
         x, title = _on_axis(row, column)
         if x is not None and cell.mean is not None:
-            point = _Point(row.init, x, cell.mean, wording.score(cell), _first(cell), cell.sd)
+            point = Point(row.init, x, cell.mean, wording.score(cell), _first(cell), cell.sd)
             series.setdefault((title, wording.short_backbone(column.backbone)), []).append(point)
     return series
 
 
-def _published_series(result: TableResult) -> _Series:
+def published_series(result: TableResult) -> Series:
     """The paper's curves, where it varies the same; columns of several backbones repeat them."""
-    series: _Series = {}
+    series: Series = {}
     for row, column, cell in _cells(result):
         x, title = _on_axis(row, column)
         varied = row.ablation is not None or column.column.ablation is not None
@@ -110,7 +110,7 @@ def _published_series(result: TableResult) -> _Series:
             line = series.setdefault((title, wording.paper_backbone(reference.backbone)), [])
             if reference.value is not None and all(point.x != x for point in line):
                 text = f"paper {wording.number(reference.value)}"
-                line.append(_Point(row.init, x or 0.0, reference.value, text))
+                line.append(Point(row.init, x or 0.0, reference.value, text))
     return {what: line for what, line in series.items() if line}
 
 
@@ -127,7 +127,7 @@ def _cells(result: TableResult) -> Iterator[tuple[Row, ColumnResult, Cell]]:
             yield row.row, column, cell
 
 
-def _over_x(title: str, x_title: str, ours: _Series, paper: _Series) -> Plot | None:
+def _over_x(title: str, x_title: str, ours: Series, paper: Series) -> Plot | None:
     frame = _frame([point for line in (*ours.values(), *paper.values()) for point in line])
     if frame is None:
         return None
@@ -143,7 +143,7 @@ def _over_x(title: str, x_title: str, ours: _Series, paper: _Series) -> Plot | N
     return Plot(title, x_title, "", frame.x_ticks, frame.y_ticks, lines=tuple(lines))
 
 
-def _line(frame: Frame, name: str, points: list[_Point], colour: int, published: bool) -> Line:
+def _line(frame: Frame, name: str, points: list[Point], colour: int, published: bool) -> Line:
     ordered = sorted(points, key=lambda point: point.x)
     path = frame.path((point.x, point.y) for point in ordered)
     return Line(name, path, tuple(_mark(frame, point) for point in ordered), colour, published)
@@ -159,7 +159,7 @@ def costs(results: Sequence[TableResult], records: Mapping[str, Record]) -> list
             known = [value for value in hours if value is not None]
             if cell.mean is not None and len(known) == len(hours):
                 text, run = f"{init}: {wording.score(cell)}", _first(cell)
-                points.append(_Point(init, fmean(known), cell.mean, text, run, cell.sd))
+                points.append(Point(init, fmean(known), cell.mean, text, run, cell.sd))
         unit_of_x = "hours" if any(point.x >= 1 for point in points) else "minutes"
         if unit_of_x == "minutes":
             points = [_scaled(point, 60) for point in points]
@@ -180,7 +180,7 @@ def tasks(results: Sequence[TableResult]) -> list[Plot]:
     plots = []
     for across, up in combinations(first.values(), 2):
         points = [
-            _Point(init, x.mean, y.mean, init, _first(y), y.sd, x.sd)
+            Point(init, x.mean, y.mean, init, _first(y), y.sd, x.sd)
             for init, x in across.cells.items()
             if (y := up.cells.get(init)) and x.mean is not None and y.mean is not None
         ]
@@ -205,11 +205,11 @@ def _pretraining_hours(run_id: str | None, records: Mapping[str, Record]) -> flo
     return total
 
 
-def _scaled(point: _Point, factor: float) -> _Point:
-    return _Point(point.init, point.x * factor, point.y, point.text, point.run_id, point.sd)
+def _scaled(point: Point, factor: float) -> Point:
+    return Point(point.init, point.x * factor, point.y, point.text, point.run_id, point.sd)
 
 
-def _scatter(title: str, x_title: str, y_title: str, points: Sequence[_Point]) -> Plot | None:
+def _scatter(title: str, x_title: str, y_title: str, points: Sequence[Point]) -> Plot | None:
     frame = _frame(points)
     if frame is None:
         return None
@@ -217,7 +217,7 @@ def _scatter(title: str, x_title: str, y_title: str, points: Sequence[_Point]) -
     return Plot(title, x_title, y_title, frame.x_ticks, frame.y_ticks, marks)
 
 
-def _frame(points: Sequence[_Point]) -> Frame | None:
+def _frame(points: Sequence[Point]) -> Frame | None:
     if not points:
         return None
     xs = [point.x + sign * (point.x_sd or 0.0) for point in points for sign in (-1, 1)]
@@ -228,7 +228,7 @@ def _frame(points: Sequence[_Point]) -> Frame | None:
     return Frame((low - room, high + room), tuple(scale), WIDTH, HEIGHT, bottom=AXIS_TITLE_HEIGHT)
 
 
-def _mark(frame: Frame, point: _Point) -> Mark:
+def _mark(frame: Frame, point: Point) -> Mark:
     x, y = frame.at_x(point.x), frame.at_y(point.y)
     whisker = ""
     if point.sd:
