@@ -24,11 +24,15 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that has to be put right before the folder is published."""
+    """Something that has to be put right before the folder is published; a note need not."""
 
     path: str
     rule: str
     what: str
+
+    @property
+    def is_note(self) -> bool:
+        return self.rule == "note"
 
     def __str__(self) -> str:
         return f"{self.path}: {self.rule}: {self.what}"
@@ -113,8 +117,6 @@ def _provenance(record: Record) -> Iterator[str]:
     made = record.provenance
     if not made.commit:
         yield "no commit: the package was neither a checkout nor installed from one"
-    if made.dirty:
-        yield f"made by sources that were changed since commit {made.commit}"
     for name in ("packages", "hardware", "command"):
         if not getattr(made, name):
             yield f"no {name}"
@@ -131,10 +133,16 @@ def _provenance(record: Record) -> Iterator[str]:
         yield f"no weights_sha256 of what it started from: {', '.join(missing)}"
 
 
+def _notes(record: Record) -> Iterator[str]:
+    if record.provenance.dirty:
+        yield f"made by sources that were changed since commit {record.provenance.commit}"
+
+
 RULES: dict[str, Callable[[Record], Iterator[str]]] = {
     "identity": _identity,
     "outcome": _outcome,
     "provenance": _provenance,
+    "note": _notes,
 }
 
 

@@ -16,6 +16,7 @@ from mae_bench.aggregate import OK, SeedResult, TableResult, build
 from mae_bench.collection import Collection, Source
 from mae_bench.errors import UserError
 from mae_bench.plan import TABLES, Planner, load_tables
+from mae_bench.recipes import load_recipe
 from mae_bench.records import Metric, Record, Row, Run, Scale, Table, Upstream
 from mae_bench.selection import Cell, at_scale, cells_of, lacks, note_changes
 from mae_bench.workspace import state_of
@@ -91,10 +92,23 @@ def _settings_of(source: Source) -> list[Settings]:
     if request is not None and request.tables:
         overrides = tuple(sorted((key, str(value)) for key, value in request.overrides.items()))
         return [Settings(request.scale, overrides, request.smoke)]
+    runs = [record.run for record in source.records.values()]
     scales = {line["scale"] for line in source.lines}
-    for record in source.records.values():
-        scales.add("mini" if record.run.dataset.startswith("mini-") else "paper")
-    return [Settings(scale) for scale in get_args(Scale) if scale in scales]
+    scales |= {"mini" if run.dataset.startswith("mini-") else "paper" for run in runs}
+    smoke = any(map(_is_smoke, runs))
+    return [Settings(scale, smoke=smoke) for scale in get_args(Scale) if scale in scales]
+
+
+def _is_smoke(run: Run) -> bool:
+    """Whether a run has a smoke run's settings; records alone do not say so."""
+    try:
+        shipped, smoke = (
+            load_recipe(run.recipe, smoke=smoke, backbone=run.backbone, init=run.init)
+            for smoke in (False, True)
+        )
+    except UserError:
+        return False
+    return shipped["solver"] != smoke["solver"] == run.recipe_values.get("solver")
 
 
 def _words(settings: Settings) -> str:

@@ -76,7 +76,7 @@ def model_index(results: Iterable[TableResult], records: Mapping[str, Record]) -
                 dataset_args=dict(setting.overrides) or None,
                 metric_type=column.column.metric,
                 metric_value=cell.mean,
-                metric_name=_line(f"{column.column.title}, {column.unit}"),
+                metric_name=_line(column.column.title),
                 metric_args={"num_seeds": len(cell.values), "sd": cell.sd},
             )
         )
