@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from mae_bench import ranks
 from mae_bench.errors import UserError, unknown
 from mae_bench.plan import Plan
 
@@ -171,6 +172,33 @@ def _sbatch_option(text: str) -> tuple[str, str | bool]:
     return name, value if equals else True
 
 
+def _instead_of_torchrun(launch: Launch) -> Launch:
+    """Give every run as many processes as torchrun has started of this command.
+
+    A command has many runs and starts their processes itself: the first of torchrun's does, the
+    others have nothing to do.
+
+    Raises:
+        typer.Exit: for the others.
+        UserError: processes on several machines.
+    """
+    if ranks.rank() > 0:
+        raise typer.Exit
+    number = int(os.environ["LOCAL_WORLD_SIZE"])
+    if ranks.world_size() > number:
+        raise UserError(
+            "torchrun over several machines: a run shares them with --launcher slurm --nodes N; "
+            "on one machine give torchrun's --nproc-per-node alone"
+        )
+    if launch.launcher != "local" or launch.gpus_per_run or launch.processes_per_run:
+        return launch
+    from mae_bench import devices
+
+    if launch.gpus_per_run is None and devices.find():
+        return replace(launch, gpus_per_run=number)
+    return replace(launch, processes_per_run=number)
+
+
 def launching(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command of the command line all options of `Launch`, as one argument `launch`."""
     own = inspect.signature(command, eval_str=True).parameters
@@ -188,6 +216,8 @@ def launching(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def with_options(**given: Any) -> None:
         launch = Launch(**{option.name: given.pop(option.name) for option in options})
+        if ranks.are_torchruns():
+            launch = _instead_of_torchrun(launch)
         launch.check()
         command(**given, launch=launch)
 

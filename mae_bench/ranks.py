@@ -19,6 +19,8 @@ from mae_bench.job import write_atomically
 # Differs whenever the ranks are started anew, so that files of an earlier start say nothing.
 ATTEMPT = "MAE_BENCH_ATTEMPT"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# torchrun's: MASTER_PORT is its own, where no rank needs to listen.
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 SUMMONS = ".summons"
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -33,12 +35,17 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def are_torchruns() -> bool:
+    """Whether torchrun has started this process, and named it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def become(variables: Mapping[str, str], attempt: str) -> None:
     """Take these torchrun variables; without any, be a process of its own whatever came along.
 
     The shell of a cluster may hold another program's.
     """
-    for name in (*VARIABLES, ATTEMPT):
+    for name in (*VARIABLES, ATTEMPT, AGENT_STORE):
         os.environ.pop(name, None)
     if variables:
         os.environ.update(variables, **{ATTEMPT: attempt})

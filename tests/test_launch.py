@@ -1,15 +1,17 @@
 """The options that say where runs are executed."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from mae_bench import cluster, devices
 from mae_bench.cli import main
 from mae_bench.errors import UserError
-from mae_bench.launch import Launch
+from mae_bench.launch import Launch, launching
 from mae_bench.slurm import Resources
 
 
@@ -141,3 +143,42 @@ def test_workers_share_the_cores(monkeypatch) -> None:
     assert Launch(processes_per_run=3).width() == 2
     assert Launch(processes_per_run=16).width() == 1
     assert Launch(workers=5, processes_per_run=2).width() == 5
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "expected"),
+    [
+        ([], {}, (None, 2)),
+        ([devices.Device("0")], {}, (2, None)),
+        ([devices.Device("0")], {"gpus_per_run": 0}, (0, 2)),
+        ([], {"processes_per_run": 3}, (None, 3)),
+    ],
+)
+def test_torchruns_processes_become_those_of_each_run(
+    monkeypatch, gpus: list, options: dict[str, int], expected: tuple
+) -> None:
+    """Its first process goes on, the others leave."""
+    seen = []
+    command = launching(lambda launch: seen.append(launch))
+    given = {option.name: option.default for option in fields(Launch)} | options
+    monkeypatch.setattr(devices, "find", lambda: gpus)
+    torchrun(monkeypatch, rank=1, world=2)
+    with pytest.raises(typer.Exit) as end:
+        command(**given)
+    assert end.value.exit_code == 0 and not seen
+    torchrun(monkeypatch, rank=0, world=2)
+    command(**given)
+    assert (seen[0].gpus_per_run, seen[0].processes_per_run) == expected
+
+
+def test_torchrun_over_several_machines_is_refused(monkeypatch, tmp_path, capsys) -> None:
+    torchrun(monkeypatch, rank=0, world=4)
+    assert main(["reproduce", "table3", "--dry-run", "--work-dir", str(tmp_path)]) == 2
+    assert "--launcher slurm --nodes N" in capsys.readouterr().err
+
+
+def torchrun(monkeypatch, rank: int, world: int) -> None:
+    """The environment of one of its processes, two of which are on this machine."""
+    values = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))

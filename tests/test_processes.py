@@ -41,6 +41,7 @@ def test_several_processes_do_one_run(tmp_path, monkeypatch) -> None:
     # What the shell of an interactive cluster job leaves behind must not matter.
     monkeypatch.setenv("WORLD_SIZE", "7")
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv(ranks.AGENT_STORE, "True")
     planned, found = fake_run("shared"), []
     for number in (1, 2):
         workspace = launch(planned, tmp_path / str(number), number)
