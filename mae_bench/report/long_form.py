@@ -1,15 +1,6 @@
 """results.csv and results.json: one line per cell and seed, the same fields in both.
 
-    table, scale        name of the table ("table4") and the scale it was run at
-    init, row           where the weights come from, and the paper's name for it
-    group, column       the column's headings in the table
-    task, dataset, backbone, recipe, metric     what was run and which of its scores this is
-    seed, run_id        which run; run_id is empty where the scale cannot have the cell
-    state               "ok", or why there is no value ("missing", "running", "failed: ...")
-    value               the score at full precision; empty (null) unless state is "ok"
-    unit, higher_is_better      of the column
-    seconds, peak_memory_mb, images_per_second, started, commit     of the run; empty if not known
-    paper_at_paper_scale        published values beside this cell, e.g. "ViT-B 50.3; ViT-L 53.3"
+What each field means is in docs/records.md.
 
 In the CSV, text that a spreadsheet would run as a formula has an apostrophe before it. To load:
 
@@ -35,6 +26,7 @@ FIELDS = (
     *("table", "scale", "init", "row", "group", "column"),
     *("task", "dataset", "backbone", "recipe", "metric"),
     *("seed", "run_id", "state", "value", "unit", "higher_is_better"),
+    *("mean", "sd", "num_seeds", "ties", "paper", "difference", "tolerance", "verdict"),
     *("seconds", "peak_memory_mb", "images_per_second", "started", "commit"),
     "paper_at_paper_scale",
 )
@@ -48,10 +40,12 @@ def lines(
     for result in results:
         for row in result.rows:
             for column, cell in zip(result.columns, row.cells, strict=True):
+                about_cell = _cell(cell)
                 for seed in cell.seeds:
                     yield {
                         **_place(result, row, column),
                         **_number(column, seed),
+                        **about_cell,
                         **_run(records.get(seed.run_id or "")),
                         "paper_at_paper_scale": _paper(cell),
                     }
@@ -97,6 +91,20 @@ def _number(column: ColumnResult, seed: SeedResult) -> dict[str, Any]:
         "value": seed.metric.value if seed.metric else None,
         "unit": column.unit,
         "higher_is_better": column.higher_is_better,
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    found = cell.comparison
+    return {
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "num_seeds": len(cell.seeds),
+        "ties": cell.ties,
+        "paper": found.paper if found else None,
+        "difference": found.difference if found else None,
+        "tolerance": found.tolerance.value if found and found.tolerance else None,
+        "verdict": found.verdict if found else None,
     }
 
 
