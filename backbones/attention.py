@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backbones import cpu_training
 from backbones.cpu_training import Linear, linear
@@ -99,11 +100,20 @@ class Attention(nn.Module):
                 for table, n in zip((self.rel_pos_h, self.rel_pos_w), grid, strict=True)
             )
             x = decomposed_attention(q, k, v, rows, columns)
+        elif self.relative == "table" and q.device.type == "cpu" and torch.is_grad_enabled():
+            # There no fused kernel has a gradient for a bias: the plain one would keep N x N
+            # weights of every head.
+            x = checkpoint(self._with_table, q, k, v, grid, use_reentrant=False)
+        elif self.relative == "table":
+            x = self._with_table(q, k, v, grid)
         else:
-            if self.relative == "table":
-                bias = relative_bias(self.relative_position_bias_table, self.extent, grid)
             x = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias[None])
         return x.transpose(1, 2).reshape(batch, length, dim)
+
+    def _with_table(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+        """(B, n, N, d) each -> (B, n, N, d)."""
+        bias = relative_bias(self.relative_position_bias_table, self.extent, grid)
+        return F.scaled_dot_product_attention(q, k, v, bias[None])
 
 
 def to_windows(x: Tensor, size: int) -> Tensor:

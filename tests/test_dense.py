@@ -439,3 +439,20 @@ def test_impossible_inputs():
         model.forward_maps(torch.randn(1, 3, 64, 40), (3,))
     with pytest.raises(UserError, match="needs every patch"):
         model.forward_features(torch.randn(1, 3, 64, 64), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_a_tables_gradients_are_those_of_the_formula():
+    """Attention weights are computed again in the backward pass."""
+    torch.manual_seed(0)
+    attention = Attention(8, 2, relative="table", extent=(3, 4), class_token=True)
+    nn.init.normal_(attention.relative_position_bias_table)
+    x = torch.randn(2, 13, 8)
+    q, k, v = attention.qkv(x).view(2, 13, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    bias = relative_bias(attention.relative_position_bias_table, (3, 4), (3, 4))
+    weights = (q @ k.transpose(-2, -1) / 2 + bias).softmax(-1)
+    plain = attention.proj((weights @ v).transpose(1, 2).reshape(2, 13, 8))
+    parameters = list(attention.parameters())
+    found = torch.autograd.grad(attention(x, (3, 4)).square().sum(), parameters)
+    expected = torch.autograd.grad(plain.square().sum(), parameters)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,10 +33,17 @@ def check_maps(job: Job, *datasets: BaseSegDataset) -> None:
         about = dataset.metainfo
         rules = (len(about["classes"]), about["reduce_zero_label"], about["ignore_value"])
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            checks = pool.map(LoadLabels(*rules), map(_with_size, infos))
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            checks = pool.map(partial(_check, LoadLabels(*rules)), infos)
             for done, _ in enumerate(checks, start=1):
                 job.report("prepare", done, len(infos))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _check(load: LoadLabels, info: dict[str, Any]) -> None:
+    load(_with_size(info))
 
 
 def _with_size(info: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class PrecisionProbe(Hook):
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], amp: str | None):
-        self.modules, self.expected = modules, DTYPES[amp]
+        # Of a precision that does not exist the engine tells.
+        self.modules, self.expected = modules, DTYPES.get(amp, torch.float32)
         self.found: dict[str, str] = {}
         self._seen: dict[str, set[torch.dtype]] = {name: set() for name in modules}
         self._handles: list[Any] = []
