@@ -43,6 +43,11 @@ def test_schedule_warms_up_linearly_and_ends_low(schedule):
         assert values[88] == pytest.approx(1.0) and values[89] == pytest.approx(0.1)
 
 
+def test_a_step_schedule_of_two_steps():
+    multiplier = instantiate(config._schedule("step", 2, 1))
+    assert [multiplier(step / 2) for step in range(2)] == pytest.approx([0.001, 1.0])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
