@@ -375,6 +375,15 @@ def test_print_leaves_out_what_only_a_screen_needs(tab: Browser, tmp_path: Path)
     seen = "all('nav, .filters, #runs details:not([open])').filter(one => one.offsetParent).length"
     assert tab.run(seen) == 0
     assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    tab.look(1030, media="print")  # A4 landscape between its margins
+    wide = "all('.result table').filter(one => one.getBoundingClientRect().width > 1030).length"
+    assert tab.run(wide) == 0
+    tab.run("document.querySelector('#table6 table').style.minWidth = '3000px'")
+    assert tab.run(wide) == 1
+    tab.run("dispatchEvent(new Event('beforeprint'))")
+    assert tab.run(wide) == 0
+    tab.run("dispatchEvent(new Event('afterprint'))")
+    assert tab.run(wide) == 1
     tab.print(tmp_path / "page.pdf")
     pages = re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())
     assert 1 < len(pages) < 20

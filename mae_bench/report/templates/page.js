@@ -221,6 +221,18 @@ function setTheme(theme) {
   button.dataset.theme = theme;
 }
 
+// -- Print: tables that are wider than the paper are made smaller.
+
+const PAPER_WIDTH = 1000;
+
+function fitToPaper(fit) {
+  for (const table of all(".result .scroll > table")) {
+    table.style.zoom = "";
+    const width = fit ? table.scrollWidth : 0;
+    if (width > PAPER_WIDTH) table.style.zoom = PAPER_WIDTH / width;
+  }
+}
+
 // -- Start.
 
 form.hidden = false;
@@ -237,6 +249,8 @@ form.addEventListener("submit", (event) => event.preventDefault());
 search?.addEventListener("input", showRuns);
 all(".result table").forEach((table) => table.tHead?.querySelector("[data-col]") && sortable(table));
 addEventListener("hashchange", openLinked);
+addEventListener("beforeprint", () => fitToPaper(true));
+addEventListener("afterprint", () => fitToPaper(false));
 unpack().then((found) => {
   runs = found;
   showRuns();
