@@ -217,7 +217,14 @@ def compare_verification(root: Path, workers: int, rounds: int, files: int) -> d
         assert report.files_read == len(paths) and not report.faults
         taken["decode"].append(all_files(paths, _decode, workers))
         taken["read"].append(all_files(paths, _read, workers))
-    return {"files": len(paths), **{name: min(each) for name, each in taken.items()}}
+    started = time.process_time()
+    verify("imagenet", root, subset=True, workers=workers)
+    between = time.process_time()
+    for path in paths:
+        _decode(path)
+    cpu = {"verify": between - started, "decode": time.process_time() - between}
+    seconds = {name: min(each) for name, each in taken.items()}
+    return {"files": len(paths), "cpu_seconds": cpu, **seconds}
 
 
 def main() -> None:
@@ -250,9 +257,11 @@ def main() -> None:
             f"{result['difference_grey_levels']:.2f} grey levels apart on the same boxes; mean and "
             f"deviation {moments_of(result)}"
         )
+    cpu = verification["cpu_seconds"]
     print(
         f"{verification['files']} files: data verify {verification['verify']:.2f} s, decoding each "
-        f"once {verification['decode']:.2f} s, reading each once {verification['read']:.2f} s"
+        f"once {verification['decode']:.2f} s, reading each once {verification['read']:.2f} s; CPU "
+        f"{cpu['verify']:.2f} s and {cpu['decode']:.2f} s of decoding"
     )
     if options.out:
         about = {"options": {key: str(value) for key, value in vars(options).items()}}

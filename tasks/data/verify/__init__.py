@@ -117,7 +117,7 @@ class _Examination:
         if published is None or here == published:
             return True
         if not self.subset or here > published:
-            hint = f"a subset is named as such by --subset or a file {SUBSET_FILE} in its folder"
+            hint = f"a subset is named as such by a file {SUBSET_FILE} in its folder, or --subset"
             wrong = f"{split} has {here} {what}, {published} are published; {hint}"
             self.found(rule, self.home, wrong)
         return False
