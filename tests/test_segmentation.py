@@ -186,6 +186,7 @@ def run_mortal(folder, data_root):
     segmentation.run(Mortal(make_run(), folder, data_root))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(job, data_root):
     whole, broken = job("whole"), job("broken")
     expected = segmentation.run(whole)

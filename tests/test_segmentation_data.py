@@ -204,8 +204,10 @@ def test_negative_values_are_no_classes():
         read_map("nowhere.png")
 
 
-@pytest.mark.parametrize("mode", ["slide", "whole"])
-@pytest.mark.parametrize("size", [(10, 90), (90, 10), (9, 11), (33, 200)])
+@pytest.mark.parametrize(
+    ("size", "mode"),
+    [((10, 90), "slide"), ((90, 10), "slide"), ((9, 11), "slide"), ((33, 200), "whole")],
+)
 def test_images_of_odd_shapes_are_scored_whole(mode, size, streets):
     """More than 4:1, and smaller than the crop: every pixel of the map is scored."""
     for split in ("train", "val"):

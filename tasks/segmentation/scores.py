@@ -93,6 +93,7 @@ def evaluate(
     """
     training = model.training
     model.eval()
+    _take_statistics_of_main(model)
     num_classes = len(dataset.metainfo["classes"])
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     shown = set(np.linspace(0, len(dataset) - 1, NUM_PICTURES).round().astype(int).tolist())
@@ -113,3 +114,11 @@ def evaluate(
     total = sum(distributed.gather([matrix]))
     drawn = sorted(distributed.gather(examples), key=lambda item: item[0])
     return Scores.of(total), [example for _, example in drawn]
+
+
+def _take_statistics_of_main(model: BaseModel) -> None:
+    """BatchNorm's: on a CPU every process has its own, and the main one's model is saved."""
+    if distributed.world_size() > 1:
+        buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
+        for name, value in distributed.from_main(buffers).items():
+            model.get_buffer(name).copy_(value)
