@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def install() -> str:
             raise NoBrowser("there is no Chromium, and no apt-get or right to install it")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["update"], ["install", "--no-install-recommends", "chromium"]):
-            subprocess.run([*APT, *command], env=environment, capture_output=True, check=False)
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run([*APT, *command], env=environment, capture_output=True, timeout=300)
     raise NoBrowser("Chromium could not be installed")
 
 
@@ -76,7 +77,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(30)
+            answer = self._receive(60)
             if answer.get("id") == self._last:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]

@@ -17,12 +17,17 @@ RECIPES = {"detection": "detection/mini", "segmentation": "segmentation/mini"}
 METRICS = {"detection": {"box_ap": 20.0, "box_ap50": 99.0, "mask_ap": 10.0}}
 
 
-def scored(task: str = "detection", init: str = "random", seed: int = 0, **fields) -> Record:
+def scored(
+    task: str = "detection",
+    init: str = "random",
+    seed: int = 0,
+    backbone: str = "vit_mini_patch8",
+    changes: dict[str, object] | None = None,
+    **fields: object,
+) -> Record:
     recipe = RECIPES[task]
-    changes = fields.pop("changes", None)
-    which = run(
-        task, init, seed, recipe=recipe, recipe_values=load_recipe(recipe, changes), **fields
-    )
+    values = load_recipe(recipe, changes, backbone=backbone, init=init)
+    which = run(task, init, seed, backbone=backbone, recipe=recipe, recipe_values=values, **fields)
     base = METRICS.get(task, {"miou": 30.0})
     return record(which, {name: value + seed for name, value in base.items()})
 
@@ -120,7 +125,9 @@ def test_a_failed_run_is_a_hole_and_what_prepares_others_has_no_row():
         run(
             init="mae-pixel",
             seed=1,
-            recipe_values=load_recipe("detection/mini"),
+            recipe_values=load_recipe(
+                "detection/mini", backbone="vit_mini_patch8", init="mae-pixel"
+            ),
             upstream={"backbone": Upstream(run_id=made.id)},
         ),
         status="failed",
