@@ -97,6 +97,8 @@ smoke = {
     "solver.batch_size": 2,
     "solver.amp": None,
     "data.image_size": 256,
+    "model.roi_samples": 16,
+    "test.detections_per_image": 10,
     "test.max_images": 4,
 }
 
