@@ -84,6 +84,21 @@ def test_scored_are_the_images_read_and_no_others(root, tmp_path, max_images):
     assert "Average Precision" in (tmp_path / "run/inference/pycocotools.txt").read_text()
 
 
+def test_a_single_class_has_its_score_too(tmp_path):
+    folder = prepare(tmp_path)
+    for split in ("train", "val"):
+        path = datasets.coco_split("mini-coco", folder, split).json
+        content = json.loads(path.read_text())
+        content["categories"] = [dict(id=4, name="thing")]
+        for item in content["annotations"]:
+            item["category_id"] = 4
+        path.write_text(json.dumps(content))
+    cfg = config.DictConfig(lazy(folder))
+    results = scores.evaluate(job_in(tmp_path / "run", folder), cfg, Oracle(folder))
+    expected = {"thing": pytest.approx(100)}
+    assert scores.per_class(results) == {"box_ap": expected, "mask_ap": expected}
+
+
 def test_nothing_found_is_0_and_an_absent_size_is_no_score():
     nan = float("nan")
     empty = dict.fromkeys(scores.SCORES, nan) | {"AP-ball": nan, "AP-box": 3.5}
@@ -290,6 +305,7 @@ def test_a_stop_while_scoring_leaves_the_state_to_the_next_step(root, tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_scoring_changes_no_weight_and_the_curve_survives_a_kill(root, tmp_path):
     """Without, with, and killed behind a point of the curve."""
     plain, watched, killed = (tmp_path / name for name in ("plain", "watched", "killed"))

@@ -79,6 +79,10 @@ def evaluate(job: Job, cfg: DictConfig, model: nn.Module) -> Results:
     check_seen_once(seen.ids, image_ids(loader))
     if distributed.is_main():
         write_atomically(job.folder / "inference" / "pycocotools.txt", printed.getvalue())
+    classes = [category["name"] for category in coco._coco_api.dataset["categories"]]
+    if len(classes) == 1:  # detectron2 has no scores by class then
+        for values in results.values():
+            values[f"AP-{classes[0]}"] = values["AP"]
     return results
 
 
