@@ -23,7 +23,7 @@ from worlds import HOSTILE, World
 from mae_bench.aggregate import TableResult, aggregate
 from mae_bench.errors import UserError
 from mae_bench.plan import CellPlan
-from mae_bench.report import FILES, FORMATS, latex, markdown, terminal, write_report
+from mae_bench.report import DEFAULT_FORMATS, FILES, latex, markdown, terminal, write_report
 from mae_bench.report.long_form import FIELDS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -210,21 +210,21 @@ def test_no_csv_cell_is_a_formula(tmp_path: Path):
 def test_writing_twice_gives_the_same_files(measured: World, tmp_path: Path):
     for name in ("a", "b"):
         write_report(*measured, tmp_path / name, work_dir=tmp_path)
-    for form in FORMATS:
+    for form in DEFAULT_FORMATS:
         first, second = (tmp_path / name / FILES[form] for name in ("a", "b"))
         assert first.read_bytes() == second.read_bytes()
 
 
 def test_an_empty_report_is_a_whole_report(tmp_path: Path):
     written = write_report([], {}, tmp_path / "new" / "report", work_dir=tmp_path)
-    assert [path.name for path in written] == list(FILES.values())
+    assert [path.name for path in written] == [FILES[form] for form in DEFAULT_FORMATS]
     assert pandas.read_csv(tmp_path / "new" / "report" / "results.csv").empty
     assert json.loads((tmp_path / "new" / "report" / "results.json").read_text()) == []
 
 
 def test_bad_format_and_bad_folder_are_said_in_one_line(measured: World, tmp_path: Path):
-    with pytest.raises(UserError, match=r"unknown report format 'pdf'.*csv, html, json, md, tex"):
-        write_report(*measured, tmp_path, ["pdf"], work_dir=tmp_path)
+    with pytest.raises(UserError, match=r"unknown report format 'docx'.*csv, html, json, md"):
+        write_report(*measured, tmp_path, ["docx"], work_dir=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the report to .*--out"):
         write_report(*measured, tmp_path / "file", work_dir=tmp_path)
