@@ -42,7 +42,7 @@ recipe = {
         "amp": "bfloat16",
         "activation_checkpointing": False,
         "compile": False,
-        "num_workers": 4,
+        "num_workers": 2,
         "prefetch": 2,
         "save_every": 200,
     },
