@@ -21,6 +21,7 @@ from tasks.engine import STATE_FILE
 from tasks.engine.order import seed_step
 
 # isort: split
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 
@@ -115,6 +116,15 @@ def curve_of(folder):
     return json.loads(line)
 
 
+def gradients_are_fp16(folder):
+    """Whether the first step's gradients, in Adam's first moments, have passed through fp16."""
+    moments = torch.load(folder / STATE_FILE, weights_only=True)["optimizer"]["state"].values()
+    gradients = 10 * torch.cat([moment["exp_avg"].flatten() for moment in moments])
+    gradients = gradients[gradients.abs() > 1e-4]
+    rounding = (gradients.half().float() / gradients - 1).abs()
+    return (rounding < 1e-6).float().mean() > 0.99
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_two_processes_do_what_one_does(root, tmp_path, compressed):
@@ -128,6 +138,7 @@ def test_two_processes_do_what_one_does(root, tmp_path, compressed):
         assert second[part] == pytest.approx(first[part], rel=1e-4)
     assert second["loss"] == pytest.approx(first["loss"], rel=0.1)
     assert second["lr"] == first["lr"] and one.facts["processes"] == 1
+    assert gradients_are_fp16(together) == compressed and not gradients_are_fp16(alone)
     # The finished training is only scored again, by one process: each image counted once by two.
     facts = json.loads((together / "outcome.json").read_text())
     assert facts["facts"]["processes"] == 2
@@ -195,6 +206,15 @@ def test_a_run_leaves_its_scores_and_artefacts(root, whole):
     state = torch.load(folder / STATE_FILE, weights_only=True)["model"]
     frozen = {name for name in state if name.startswith("backbone.bottom_up.encoder.norm.")}
     assert len(frozen) == 2 and names == state.keys() - frozen
+
+
+def test_detectron2s_checkpointer_reads_the_result(root, whole):
+    folder, _ = whole
+    model = instantiate(lazy(root)["model"])
+    DetectionCheckpointer(model).load(str(folder / detection.MODEL_FILE))
+    state = torch.load(folder / STATE_FILE, weights_only=True)["model"]
+    assert fingerprint(model.state_dict()) == fingerprint(state)
+    assert list(folder.glob("events.out.tfevents.*"))
 
 
 def test_the_upstream_checkpoint_is_what_training_starts_from(root, tmp_path):
