@@ -23,6 +23,7 @@ TASKS = {
 }
 INSTANCES = ("Instance Segmentation", "image-segmentation")
 COLLECTION = "MAE-bench"
+DECIMALS = 4
 PAPER = {
     "Title": "Masked Autoencoders Are Scalable Vision Learners",
     "URL": "https://arxiv.org/abs/2111.06377",
@@ -44,7 +45,7 @@ def metafile(results: Iterable[TableResult], records: Mapping[str, Record]) -> s
         if entry is None:
             entry = {"Task": name, "Dataset": _line(setting.dataset), "Metrics": {}}
             found.append(entry)
-        entry["Metrics"][_metric(column)] = cell.mean
+        entry["Metrics"][_metric(column)] = _rounded(cell.mean)
     return _yaml({
         "Collections": [{"Name": COLLECTION, "Paper": PAPER}],
         "Models": _with_names(models.values()),
@@ -75,9 +76,9 @@ def model_index(results: Iterable[TableResult], records: Mapping[str, Record]) -
                 dataset_config=_line(setting.recipe),
                 dataset_args=dict(setting.overrides) or None,
                 metric_type=column.column.metric,
-                metric_value=cell.mean,
+                metric_value=_rounded(cell.mean),
                 metric_name=_line(column.column.title),
-                metric_args={"num_seeds": len(cell.values), "sd": cell.sd},
+                metric_args={"num_seeds": len(cell.values), "sd": _rounded(cell.sd)},
             )
         )
     index = [
@@ -142,6 +143,11 @@ def _with_names(models: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         number = seen[model["Name"]] = seen.get(model["Name"], 0) + 1
         named.append({**model, "Name": f"{model['Name']}-{number}"} if number > 1 else model)
     return named
+
+
+def _rounded(value: float | None) -> float | None:
+    """Cards are for people; results.json has every digit."""
+    return None if value is None else round(value, DECIMALS)
 
 
 def _task(column: ColumnResult) -> tuple[str, str]:
