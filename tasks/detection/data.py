@@ -127,7 +127,7 @@ def train_loader(
     Args:
         batch_size: of all processes together.
         start: samples already seen, by all processes together.
-        max_broken: see `TrainingImages`.
+        max_broken: how many images `TrainingImages` may leave out.
 
     Raises:
         UserError: fewer images with annotations than one batch holds.
@@ -138,13 +138,14 @@ def train_loader(
             f"batch of {batch_size} is larger than the training set of {len(records)} images with "
             f"annotations; set solver.batch_size to at most {len(records)}"
         )
+    broken = BrokenImages([Path(record["file_name"]) for record in records], max_broken)
     images = DatasetFromList([_with_rle(record) for record in records], copy=False)
     rank, world = distributed.rank(), distributed.world_size()
     sampler = PositionSampler(len(records), seed, batch_size, rank, world)
     sampler.skip(start // world)
     # Not detectron2's own: that gives another order for another number of workers.
     return DataLoader(
-        PositionSeeded(TrainingImages(images, mapper, max_broken), seed),
+        PositionSeeded(TrainingImages(images, mapper, broken), seed),
         batch_size=batch_size // world,
         sampler=sampler,
         num_workers=num_workers,
@@ -157,19 +158,17 @@ class TrainingImages(Dataset):
 
     Args:
         mapper: as detectron2's `DatasetMapper`; a function of the record and the random state.
-        max_broken: how many images that cannot be read, or have another size than the json says,
-            are reported and left out, each replaced by the image behind it.
+        broken: images that cannot be read, or have another size than the json says; reported and
+            left out up to its limit, each replaced by the image behind it.
     """
 
     def __init__(
         self,
         records: Dataset,
         mapper: Callable[[dict[str, Any]], dict[str, Any]],
-        max_broken: int = 0,
+        broken: BrokenImages,
     ):
-        self.records, self.mapper = records, mapper
-        names = [records[index]["file_name"] for index in range(len(records))]
-        self.broken = BrokenImages([Path(name) for name in names], max_broken)
+        self.records, self.mapper, self.broken = records, mapper, broken
 
     def __len__(self) -> int:
         return len(self.records)
