@@ -1,8 +1,8 @@
 """Whether a folder of records can be published: every file is whole, is what its name says, and
 tells where its numbers come from; and nothing is gone.
 
-`SHA256SUMS`, in the format of `sha256sum`, is written beside exported records: it says which files
-there were, and what was in them. In a git repository the records of an earlier commit count, too.
+`SHA256SUMS`, written beside exported records, says which files there were, and what was in them. In
+a git repository the records of an earlier commit count, too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 from mae_bench.collection import record_files, same, scores_of
 from mae_bench.errors import UserError
 from mae_bench.records import Record, content_hash
-
-SUMS = "SHA256SUMS"
+from mae_bench.report.exported import SUMS
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.rule}: {self.what}"
-
-
-def sums(files: Mapping[str, bytes]) -> str:
-    """Return the content of `SHA256SUMS` for these files."""
-    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    return "".join(lines)
 
 
 def check(folder: Path, since: str | None = None) -> tuple[int, list[Fault]]:

@@ -17,7 +17,6 @@ from PIL import Image
 from test_report import golden
 from worlds import HOSTILE, World
 
-from mae_bench import lint
 from mae_bench.aggregate import TableResult, aggregate
 from mae_bench.records import Record, Row
 from mae_bench.report import drawn, exported, model_cards, write_report
@@ -154,7 +153,7 @@ def test_exported_records_come_back_and_are_listed(tmp_path: Path):
     folder = tmp_path / "records"
     back = {path.stem: Record.read(path) for path in folder.glob("*.json")}
     assert back == records
-    sums = (folder / lint.SUMS).read_text().splitlines()
+    sums = (folder / exported.SUMS).read_text().splitlines()
     assert len(sums) == len(records)
     assert json.loads(exported.render(records)[f"{next(iter(records))}.json"])
 

@@ -13,6 +13,7 @@ import shelf
 
 from mae_bench.cli import main
 from mae_bench.records import Run
+from mae_bench.report.exported import sums as sums_of
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -293,8 +294,6 @@ def test_git_knows_what_was_there(published, capsys):
     path = first(published)
     edit(path, "outcome", "metrics", "miou", "value", value=99.0)
     sums = published / "SHA256SUMS"
-    from mae_bench.lint import sums as sums_of
-
     sums.write_text(sums_of({one.name: one.read_bytes() for one in published.glob("*.json")}))
     assert check(published, capsys)[0] == 0  # the sums were forged, too
     code, printed = check(published, capsys, "--since", "HEAD")
