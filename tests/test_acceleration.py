@@ -11,7 +11,7 @@ from tiny_training import Noisy, Small, job_in
 
 from backbones import create_backbone
 from tasks import engine
-from tasks.engine import acceleration
+from tasks.engine import acceleration, order
 from tasks.engine.acceleration import (
     MixedPrecision,
     checkpoint_activations,
@@ -212,6 +212,27 @@ def test_a_compiled_model_computes_the_same():
     torch.testing.assert_close(model(**batch)["loss"], expected, atol=1e-5, rtol=1e-5)
     assert list(model.state_dict()) == names
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_masks_are_not_drawn_by_compiled_code(monkeypatch):
+    """Of both halves of a batch the noise is that of an uncompiled step, whatever the seed."""
+    monkeypatch.setattr(order, "_draw", order._draw)
+    order.keep_out_of_graphs()
+    graphs, zeros = [], torch.zeros(4, 3)
+
+    def plain(x):
+        return x + order.batch_rand(4, 3)
+
+    compiled = torch.compile(plain, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for step in range(3):
+        for half in range(2):
+            noise = []
+            for function in (plain, compiled):
+                order.seed_step(0, step, half, 2)
+                noise.append(function(zeros))
+            assert torch.equal(*noise)
+    order.end_steps()
+    assert len(graphs) == 1 and "rand" not in graphs[0].code
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path, monkeypatch, capsys):

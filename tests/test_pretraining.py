@@ -21,7 +21,7 @@ from tasks.pretraining.checkpoints import (
 )
 from tasks.pretraining.mae import build
 from tasks.pretraining.masking import random_masking
-from tasks.pretraining.targets import DvaeToken, NormPixel, Pixel
+from tasks.pretraining.targets import DvaeToken, NormPixel, Pca, Pixel
 from tasks.pretraining.tokenizer import (
     Cooling,
     Tokenizer,
@@ -184,6 +184,28 @@ def test_tokenizer_round_trip(tokenizer, tmp_path):
 def test_token_target_without_tokenizer():
     with pytest.raises(UserError, match="needs a trained tokenizer"):
         DvaeToken(8)
+
+
+def test_pca_coefficients_are_those_of_the_svd():
+    """Of all patches, mean removed; a direction's sign is arbitrary."""
+    torch.manual_seed(0)
+    images = torch.randn(12, 3, 16, 16).cumsum(-1)
+    target = Pca(4, None, {"pca_coefficients": 7})
+    target.fit(images.split(5))
+    patches = patchify(images, 4)
+    centred = (patches.flatten(0, 1) - patches.flatten(0, 1).mean(0)).double()
+    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    coefficients = target(images, patches, torch.arange(16).expand(12, -1))
+    expected = (centred @ directions[:7].T).float().view(12, 16, 7)
+    torch.testing.assert_close(coefficients.abs(), expected.abs(), atol=1e-4, rtol=1e-4)
+    share = values[:7].square().sum() / values.square().sum()
+    assert float(target.explained) == pytest.approx(float(share), rel=1e-5)
+
+
+@pytest.mark.parametrize("batches", [[torch.randn(1, 3, 8, 8)], []])
+def test_pca_needs_more_patches_than_coefficients(batches):
+    with pytest.raises(UserError, match=f"{4 * len(batches)} patches have no 7 directions"):
+        Pca(4, None, {"pca_coefficients": 7}).fit(batches)
 
 
 def test_pixel_loss_is_the_mean_over_masked_patches():

@@ -145,6 +145,7 @@ def test_wrong_target_is_refused(tmp_path):
         (["--mask-ratio", "0"], "must keep at least one and remove at least one"),
         (["--mask-ratio", "0.75", "--mask-ratio", "1"], "must keep at least one"),
         (["--out", "figure.jpg"], "figures are written as .png, .pdf, .svg"),
+        (["--out", "nowhere/figure.png"], "there is no folder nowhere"),
         (["thin.png"], "is 2000x3 px; sides of at most 1:20 can be shown"),
         (["broken.png"], "cannot read image"),
         (["missing.png"], "there is no such file"),

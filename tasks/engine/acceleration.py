@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae_bench.errors import UserError, unknown
+from tasks.engine.order import keep_out_of_graphs
 
 # glibc's malloc.h: blocks of at least that size are mapped by themselves.
 M_MMAP_THRESHOLD = -3
@@ -168,6 +169,7 @@ def compile_forward(model: nn.Module, device: str) -> str | None:
     except Exception as error:  # each backend has errors of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"torch.compile does not work here ({lines[0]}); training goes on without it"
+    keep_out_of_graphs()
     model.compile()
     return None
 

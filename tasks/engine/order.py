@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +79,28 @@ def batch_rand(batch: int, *size: int, device: torch.device | str = "cpu") -> Te
     In a training step they are the same for a sample however the batch is divided, as long as the
     model draws them before anything else: masks do not depend on the number of processes.
     """
+    return _draw(batch, *size, device=device)
+
+
+def keep_out_of_graphs() -> None:
+    """Have `batch_rand` draw the same for a compiled model as for one that is not.
+
+    Compiled, it would have other random numbers, and be compiled anew for the seed of each step.
+    """
+    global _draw
+    _draw = torch.compiler.disable(_draw)
+
+
+def _rand(batch: int, *size: int, device: torch.device | str) -> Tensor:
     if _piece is None or _piece.count == 1:
         return torch.rand(batch, *size, device=device)
     if _piece.generator is None:
         _piece.generator = torch.Generator(device).manual_seed(_piece.seed)
     whole = torch.rand(batch * _piece.count, *size, generator=_piece.generator, device=device)
     return whole[batch * _piece.index : batch * (_piece.index + 1)]
+
+
+_draw: Callable[..., Tensor] = _rand
 
 
 class PositionSampler(Sampler[tuple[int, int]]):

@@ -34,14 +34,16 @@ class Sheet:
     texts: list[tuple[int, int, str]] = field(default_factory=list)
 
 
-def check_suffix(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Refuse a file name that no figure can be written to.
 
     Raises:
-        UserError: another suffix than of PNG, PDF or SVG.
+        UserError: another suffix than of PNG, PDF or SVG, or no such folder.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: figures are written as {', '.join(SUFFIXES)}; give one of these")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; create it or name another one")
 
 
 def image_grid(
@@ -60,9 +62,9 @@ def image_grid(
         notes: lines below everything.
 
     Raises:
-        UserError: see `check_suffix`.
+        UserError: see `check_path`.
     """
-    check_suffix(path)
+    check_path(path)
     sheet = _arrange(rows, titles, columns, notes)
     draw = _png if path.suffix.lower() == ".png" else _vector
     write_atomically(path, draw(sheet, path.suffix.lower().removeprefix(".")))

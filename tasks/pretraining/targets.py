@@ -126,6 +126,9 @@ class Pca(Pixel):
 
         Args:
             batches: normalised images, each (B, 3, H, W).
+
+        Raises:
+            UserError: no more patches than coefficients.
         """
         count, total, products = 0, 0.0, 0.0
         for images in batches:
@@ -133,6 +136,11 @@ class Pca(Pixel):
             count += len(patches)
             total = total + patches.sum(dim=0)
             products = products + patches.T @ patches
+        if count <= self.dim:
+            raise UserError(
+                f"{count} patches have no {self.dim} directions of their own; raise "
+                "model.pca_images, or lower model.pca_coefficients"
+            )
         mean = total / count
         variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))
         directions = directions.flip(1)[:, : self.dim]

@@ -12,7 +12,7 @@ from mae_bench.errors import UserError
 from tasks.data.images import evaluation_transform, read_image
 from tasks.pretraining.checkpoints import load_pretrained
 from tasks.pretraining.masking import num_visible
-from tasks.pretraining.pictures import check_suffix, image_grid
+from tasks.pretraining.pictures import check_path, image_grid
 
 # Images through the model at a time.
 CHUNK = 16
@@ -49,7 +49,7 @@ def visualize(
         raise UserError("no images given; name at least one image file")
     if not mask_ratios:
         raise UserError("no mask ratio given; 0.75 is the paper's")
-    check_suffix(out)
+    check_path(out)
     mae = load_pretrained(checkpoint, target)
     for ratio in mask_ratios:
         num_visible(mae.num_patches, ratio)

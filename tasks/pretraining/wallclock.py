@@ -32,7 +32,11 @@ WARMUP = 2
 
 
 def run(job: Job) -> Outcome:
-    """Time steps; score the speed-up, and the hours that the recipe's epochs would take."""
+    """Time steps; score the speed-up, and the hours that the recipe's epochs would take.
+
+    Raises:
+        Stopped: the job was asked to stop; there is nothing to continue, a later call starts anew.
+    """
     data, solver = job.recipe["data"], job.recipe["solver"]
     engine.seed_all(job.run.seed, 0)
     train_set, _, _ = labelled_sets(job.run.dataset, job.data_root, data)
@@ -43,7 +47,7 @@ def run(job: Job) -> Outcome:
     seconds = []
     for number in range(WARMUP + solver["iterations"]):
         seconds.append([step() for step in steps])
-        job.report("train", number + 1, WARMUP + solver["iterations"])
+        job.report("measure", number + 1, WARMUP + solver["iterations"])
     baseline, own = (statistics.median(times) for times in zip(*seconds[WARMUP:], strict=True))
     hours = own / solver["batch_size"] * len(train_set) * solver["epochs"] / 3600
     return Outcome(
