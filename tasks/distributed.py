@@ -30,6 +30,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def loading_processes(asked: int) -> int:
+    """How many processes load data for this one: as asked, but no more than its processors.
+
+    Each has to import everything first, and where there are more of them they only wait for each
+    other. Their number changes no result.
+    """
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(asked, max(1, share))
+
+
 def start() -> None:
     """Join the other processes, if there are any and it has not been done: NCCL, gloo on a CPU."""
     if world_size() == 1 or _running():

@@ -186,3 +186,12 @@ def test_alone_nothing_is_sent():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.gather([1, 2]) == [1, 2] and distributed.from_main("x") == "x"
     assert distributed.mean({"a": 0.1}) == {"a": 0.1}
+
+
+def test_no_more_loading_processes_than_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert [distributed.loading_processes(asked) for asked in (0, 3, 8, 16)] == [0, 3, 8, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.loading_processes(16) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert distributed.loading_processes(16) == 1

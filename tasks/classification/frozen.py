@@ -93,7 +93,7 @@ def extract(encoder: VisionTransformer, dataset: Dataset, job: Job) -> tuple[Ten
     loader = DataLoader(
         Subset(dataset, range(distributed.rank(), size, world)),
         batch_size=solver["batch_size"],
-        num_workers=engine.useful_workers(solver["num_workers"]),
+        num_workers=distributed.loading_processes(solver["num_workers"]),
     )
     device, pieces = get_device(), []
     for step, batch in enumerate(loader):

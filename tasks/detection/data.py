@@ -148,7 +148,7 @@ def train_loader(
         PositionSeeded(TrainingImages(images, mapper, broken), seed),
         batch_size=batch_size // world,
         sampler=sampler,
-        num_workers=num_workers,
+        num_workers=distributed.loading_processes(num_workers),
         collate_fn=trivial_batch_collator,
     )
 
@@ -228,7 +228,7 @@ def test_loader(
         MapDataset(DatasetFromList(records, copy=False), mapper),
         batch_size=1,
         sampler=InferenceSampler(len(records)),
-        num_workers=num_workers,
+        num_workers=distributed.loading_processes(num_workers),
         collate_fn=trivial_batch_collator,
     )
 

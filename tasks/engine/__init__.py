@@ -10,7 +10,7 @@ from tasks.engine.loop import Reporter
 from tasks.engine.order import PositionSampler, PositionSeeded, batch_rand, seed_all
 from tasks.engine.output import header, pretraining_facts
 from tasks.engine.schedules import LearningRate, cosine_lr, duration, polynomial_lr, scaled_lr
-from tasks.engine.scoring import Accuracy, accuracy, count, useful_workers
+from tasks.engine.scoring import Accuracy, accuracy, count
 from tasks.engine.solver import OPTIONS, fit, stack
 from tasks.engine.state import load_state, save_state
 from tasks.engine.training import Trained, train
@@ -41,5 +41,4 @@ __all__ = [
     "seed_all",
     "stack",
     "train",
-    "useful_workers",
 ]

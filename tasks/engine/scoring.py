@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +77,9 @@ def accuracy(
     # Each process scores its own samples, so that every sample counts once at any world size.
     own = range(distributed.rank(), len(dataset), distributed.world_size())  # type: ignore[arg-type]
     loader = DataLoader(
-        Subset(dataset, own), batch_size=batch_size, num_workers=useful_workers(num_workers)
+        Subset(dataset, own),
+        batch_size=batch_size,
+        num_workers=distributed.loading_processes(num_workers),
     )
     counted = []
     for step, batch in enumerate(loader):
@@ -96,11 +97,6 @@ def accuracy(
             "each must count once"
         )
     return total
-
-
-def useful_workers(asked: int) -> int:
-    """Loading processes for one pass: no more than processors, as each has to start first."""
-    return min(asked, len(os.sched_getaffinity(0)))
 
 
 def _share_buffers(model: BaseModel) -> None:

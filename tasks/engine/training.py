@@ -215,6 +215,7 @@ def _loader(
 ) -> DataLoader:
     """Batches of this process's share of each step."""
     rank, world = distributed.rank(), distributed.world_size()
+    num_workers = distributed.loading_processes(num_workers)
     return DataLoader(
         PositionSeeded(dataset, job.run.seed),
         batch_size=batch_size // world,

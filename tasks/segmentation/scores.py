@@ -98,7 +98,11 @@ def evaluate(
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     shown = set(np.linspace(0, len(dataset) - 1, NUM_PICTURES).round().astype(int).tolist())
     own = range(distributed.rank(), len(dataset), distributed.world_size())
-    loader = DataLoader(Subset(dataset, own), collate_fn=pseudo_collate, num_workers=num_workers)
+    loader = DataLoader(
+        Subset(dataset, own),
+        collate_fn=pseudo_collate,
+        num_workers=distributed.loading_processes(num_workers),
+    )
     examples = []
     for index, batch in zip(own, loader, strict=True):
         sample = model.test_step(batch)[0]
