@@ -24,6 +24,7 @@ from tasks.pretraining import INITS
 
 NO_DATA = Path("/nonexistent")
 FROM_A_FILE = "file"
+ANY_SEED = 0
 Place = tuple[str, str, int, str]  # table, init, column, backbone
 
 
@@ -108,7 +109,7 @@ def _is_smoke(run: Run) -> bool:
         )
     except UserError:
         return False
-    return shipped["solver"] != smoke["solver"] == run.recipe_values.get("solver")
+    return bool(shipped["solver"] != smoke["solver"] == run.recipe_values.get("solver"))
 
 
 def _words(settings: Settings) -> str:
@@ -156,11 +157,11 @@ def _fill(settings: Settings, collection: Collection) -> _Filled:
             filled.tables[table.name] = note_changes(there, overrides, settings.smoke)
     planner = Planner(scale, NO_DATA, overrides, settings.smoke, {})
     records = _by_key(collection.records, usual)
-    kinds = {(one.run.task, one.run.dataset, one.run.seed) for one in records.values()}
+    kinds = {(one.run.task, one.run.dataset) for one in collection.records.values()}
     for table in filled.tables.values():
-        for cell in cells_of(table, scale, _seeds(collection)):
-            if (cell.column.task, cell.setting.dataset, cell.key.seed) in kinds:
-                _put_record(filled, cell, planner, records, usual)
+        for cell in cells_of(table, scale, [ANY_SEED]):
+            if (cell.column.task, cell.setting.dataset) in kinds:
+                _put_records(filled, cell, planner, records, usual)
     for source in collection.sources:
         for line in source.lines:
             _put_line(filled, line)
@@ -168,19 +169,23 @@ def _fill(settings: Settings, collection: Collection) -> _Filled:
     return filled
 
 
-def _put_record(
-    filled: _Filled, cell: Cell, planner: Planner, records: Mapping[str, Record], usual: _Usual
+def _put_records(
+    filled: _Filled,
+    cell: Cell,
+    planner: Planner,
+    records: Mapping[str, Mapping[int, Record]],
+    usual: _Usual,
 ) -> None:
-    record = next((records[key] for key in _keys(cell, planner, usual) if key in records), None)
-    if record is None:
-        return
-    key = cell.key
-    score = record.outcome.metrics.get(cell.column.metric) if record.outcome else None
-    state = state_of(record)
-    if state == OK and score is None:
-        state = f"failed: its record has no metric {cell.column.metric!r}"
-    place = (key.table, key.init, key.column, key.backbone)
-    filled.put(place, _result(key.seed, record.id, score, state))
+    """Fill a cell, for all seeds that there are."""
+    key, metric = cell.key, cell.column.metric
+    for name in _keys(cell, planner, usual):
+        for seed, record in records.get(name, {}).items():
+            score = record.outcome.metrics.get(metric) if record.outcome else None
+            state = state_of(record)
+            if state == OK and score is None:
+                state = f"failed: its record has no metric {metric!r}"
+            place = (key.table, key.init, key.column, key.backbone)
+            filled.put(place, _result(seed, record.id, score, state))
 
 
 def _keys(cell: Cell, planner: Planner, usual: _Usual) -> Iterator[str]:
@@ -293,20 +298,21 @@ def left_out(records: Mapping[str, Record]) -> list[str]:
     return [one.run.label for one in records.values() if not usual.is_usual(one.run, records)]
 
 
-def _by_key(records: Mapping[str, Record], usual: _Usual) -> dict[str, Record]:
-    """Records by what was run; one that went well goes before one that failed."""
+def _by_key(records: Mapping[str, Record], usual: _Usual) -> dict[str, dict[int, Record]]:
+    """Records by what was run, and seed; one that went well goes before one that failed."""
     keys: dict[str, str] = {}
-    found: dict[str, Record] = {}
+    found: dict[str, dict[int, Record]] = {}
     for record in records.values():
         if usual.is_usual(record.run, records):
             key = _key(record.run, lambda run_id: records[run_id].run, keys)
-            if key not in found or found[key].status != OK:
-                found[key] = record
+            seeds, seed = found.setdefault(key, {}), record.run.seed
+            if seed not in seeds or seeds[seed].status != OK:
+                seeds[seed] = record
     return found
 
 
 def _key(run: Run, find: Callable[[str], Run], keys: dict[str, str]) -> str:
-    """The id that a run would have without fingerprints of data, here and in what it is from."""
+    """The id that a run would have without seed and fingerprint, here and in what it is from."""
     run_id = run.id
     if run_id not in keys:
         upstream = {}
@@ -318,6 +324,7 @@ def _key(run: Run, find: Callable[[str], Run], keys: dict[str, str]) -> str:
                 except KeyError:  # not among the records
                     name = weights.run_id
             upstream[role] = Upstream(run_id=name)
-        masked = run.model_copy(update={"data_fingerprint": "", "upstream": upstream})
+        same = {"data_fingerprint": "", "seed": ANY_SEED, "upstream": upstream}
+        masked = run.model_copy(update=same)
         keys[run_id] = masked.id
     return keys[run_id]
