@@ -303,9 +303,14 @@ def test_pretraining_starts_from_an_earlier_one(tokenizer, tmp_path):
         "recipe": json.dumps({"data": DATA, "model": {**MODEL, "target": "pixel"}}),
     }
     save_pretrained(earlier, tmp_path / "mae.safetensors", about)
-    start_from(later, tmp_path / "mae.safetensors")
+    start_from(later, tmp_path / "mae.safetensors", "pixel")
     for name, value in earlier.state_dict().items():
         assert torch.equal(later.state_dict()[name], value)
     deeper = make(target="pixel", decoder_depth=3)
     with pytest.raises(UserError, match=r"cannot be continued by this recipe: decoder.blocks.2"):
-        start_from(deeper, tmp_path / "mae.safetensors")
+        start_from(deeper, tmp_path / "mae.safetensors", "pixel")
+    save_backbone(earlier.encoder, tmp_path / "backbone.safetensors", about)
+    save_torch_file(tmp_path / "backbone.safetensors", tmp_path / "mae.pth", earlier.decoder)
+    for file in ("mae.safetensors", "mae.pth"):
+        with pytest.raises(UserError, match="was trained to predict pixel, not norm-pixel"):
+            start_from(make(target="norm-pixel"), tmp_path / file, "norm-pixel")

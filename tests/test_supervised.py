@@ -56,6 +56,12 @@ def test_average_is_the_formula(tmp_path):
     assert average.model.count == model.count == 6
 
 
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_a_decay_that_averages_nothing_is_refused(decay):
+    with pytest.raises(UserError, match=rf"model.ema_decay={decay}: a number between 0 and 1"):
+        engine.WeightAverage(Weight(None), decay)
+
+
 def test_average_continues_exactly(tmp_path):
     _, whole, _ = train(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="power cut"):

@@ -11,6 +11,8 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
 from timm.utils import ModelEmaV3
 
+from mae_bench.errors import UserError
+
 
 class WeightAverage(Hook):
     """Keeps average = decay * average + (1 - decay) * weights after every step, from step 0 on.
@@ -20,11 +22,19 @@ class WeightAverage(Hook):
     Args:
         decay: per step; 0.9999 in arXiv:2111.06377 Table 11.
 
+    Raises:
+        UserError: a decay that averages nothing or does not converge.
+
     Attributes:
         model: the model with the averaged weights, in eval mode.
     """
 
     def __init__(self, model: BaseModel, decay: float):
+        if not 0 < decay < 1:
+            raise UserError(
+                f"model.ema_decay={decay}: a number between 0 and 1 is needed, such as 0.9999, or "
+                "none for no average"
+            )
         self._average = ModelEmaV3(model, decay=decay, device=torch.device(get_device()))
         self.model: BaseModel = self._average.module
 

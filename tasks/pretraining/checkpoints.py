@@ -74,8 +74,7 @@ def load_pretrained(path: Path, target: str | None = None) -> MaskedAutoencoder:
         return _from_mae(read_checkpoint(path), target)
     recipe = json.loads(header["recipe"])
     trained_with = recipe["model"]["target"]
-    if target not in {None, trained_with}:
-        raise UserError(f"{path} was trained to predict {trained_with}, not {target}")
+    _check_target(path, trained_with, target)
     sizes = json.loads(header["tokenizer"]) if "tokenizer" in header else None
     tokenizer = build_tokenizer(sizes) if sizes else None
     mae = build(header["backbone"], recipe["data"], recipe["model"], tokenizer)
@@ -83,13 +82,16 @@ def load_pretrained(path: Path, target: str | None = None) -> MaskedAutoencoder:
     return mae.eval()
 
 
-def start_from(mae: MaskedAutoencoder, path: Path) -> None:
+def start_from(mae: MaskedAutoencoder, path: Path, target: str) -> None:
     """Give a model that is to be trained the weights of an earlier one, decoder and target too.
+
+    Args:
+        target: what the model is to predict; a file that says what it predicts must agree.
 
     Raises:
         UserError: see `load_pretrained`; or another architecture or target.
     """
-    earlier = load_pretrained(path).state_dict()
+    earlier = load_pretrained(path, target).state_dict()
     own = {name: tuple(value.shape) for name, value in mae.state_dict().items()}
     differing = [
         name
@@ -102,6 +104,13 @@ def start_from(mae: MaskedAutoencoder, path: Path) -> None:
             "the backbone, image size, target and decoder that it was trained with"
         )
     mae.load_state_dict(earlier)
+
+
+def _check_target(path: Path, trained_with: str, asked: str | None) -> None:
+    if asked not in {None, trained_with}:
+        raise UserError(
+            f"{path} was trained to predict {trained_with}, not {asked}; give target {trained_with}"
+        )
 
 
 def _without_decoder(path: Path) -> UserError:
@@ -122,8 +131,9 @@ def _from_mae(file: Checkpoint, target: str | None) -> MaskedAutoencoder:
         )
     # Ours say in a corner of the file how they were trained.
     told = json.loads(file.header.get("recipe", "{}")).get("model", {})
-    if target is None:
-        target = told.get("target")
+    if "target" in told:
+        _check_target(file.path, told["target"], target)
+        target = told["target"]
     chosen = target or ("norm-pixel" if file.path.stem.endswith("_full") else "pixel")
     if chosen not in {"pixel", "norm-pixel"}:
         raise UserError(f"target {chosen!r}: a file in MAE's layout predicts pixel or norm-pixel")

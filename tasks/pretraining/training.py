@@ -43,7 +43,7 @@ def run(job: Job) -> Outcome:
     train_set, val_set, _ = labelled_sets(job.run.dataset, job.data_root, data)
     facts = {}
     if "start" in job.upstream:
-        start_from(mae, job.upstream["start"])
+        start_from(mae, job.upstream["start"], model["target"])
     elif isinstance(mae.target, Pca):
         mae.target.fit(_sample(train_set, model.get("pca_images", PCA_IMAGES), job.run.seed))
         facts["pca_variance_explained"] = float(mae.target.explained)
