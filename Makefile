@@ -34,8 +34,9 @@ lint: setup  ## ruff and mypy
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 
+# A file's tests stay together, and each process computes on one thread.
 test: lint  ## lint, then all tests, the slow ones too
-	$(RUN)pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN)pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 format: setup  ## let ruff rewrite the sources
 	$(RUN)ruff check --fix .
