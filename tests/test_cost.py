@@ -130,17 +130,20 @@ def test_segmentation_computes_what_torch_counts(tmp_path_factory) -> None:
 
     this = run("segmentation")
     encoder, pyramid = create_backbone("vit_mini_patch8", img_size=64), TapPyramid(96)
+    from mmengine.registry import DefaultScope
     from mmseg.models import UPerHead
 
-    head = UPerHead(
-        in_channels=[96] * 4,
-        in_index=[0, 1, 2, 3],
-        pool_scales=(1, 2, 3, 6),
-        channels=32,
-        num_classes=100,
-        norm_cfg=dict(type="BN"),
-        align_corners=False,
-    ).eval()
+    # A Runner that another test built leaves its own scope behind.
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        head = UPerHead(
+            in_channels=[96] * 4,
+            in_index=[0, 1, 2, 3],
+            pool_scales=(1, 2, 3, 6),
+            channels=32,
+            num_classes=100,
+            norm_cfg=dict(type="BN"),
+            align_corners=False,
+        ).eval()
     auxiliary = torch.nn.Conv2d(96, 32, 3, padding=1)
     images = torch.rand(1, 3, 64, 64)
 
