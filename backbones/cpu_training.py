@@ -82,14 +82,17 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, needed = grad.flatten(0, -2), ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
-        if needed[0]:
-            grad_x = grad @ weight.to(grad.dtype)
-            grad_x = torch.ops.aten.gelu_backward(grad_x, x) if ctx.gelu else grad_x
+        # In this order, and in place, no more than one tensor of the size of x is in memory at once.
+        if needed[2]:
+            grad_bias = rows.sum(dim=0).to(weight.dtype)
         if needed[1]:
             inputs = F.gelu(x) if ctx.gelu else x
             grad_weight = (rows.T @ inputs.flatten(0, -2)).to(weight.dtype)
-        if needed[2]:
-            grad_bias = rows.sum(dim=0).to(weight.dtype)
+            del inputs
+        if needed[0]:
+            grad_x = grad @ weight.to(grad.dtype)
+            if ctx.gelu:
+                torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
         return grad_x, grad_weight, grad_bias, None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,9 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mae_bench.errors import UserError, unknown
 from tasks.engine.order import keep_out_of_graphs
-
-# glibc's malloc.h: blocks of at least that size are mapped by themselves.
-M_MMAP_THRESHOLD = -3
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -94,8 +90,6 @@ def optim_wrapper(
     dtype = precision(amp, device)
     if dtype is None:
         return OptimWrapper(optimizer, accumulative_counts=accumulation)
-    if device == "cpu":
-        return_freed_memory()
     return MixedPrecision(optimizer, dtype, device, accumulative_counts=accumulation)
 
 
@@ -120,18 +114,6 @@ def precision(amp: str | None, device: str) -> torch.dtype | None:
     if amp == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("this GPU has no bfloat16; give solver.amp=float16 or none (fp32)")
     return PRECISIONS[amp]
-
-
-def return_freed_memory() -> None:
-    """Let the C library give blocks of 4 MB and more back to the system once they are freed.
-
-    glibc keeps them for later, in pieces between which large tensors do not fit: 8% of the peak
-    memory of pretraining a ViT-B on a CPU, against 3% of its time. Other C libraries know no such
-    setting.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
