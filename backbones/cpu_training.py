@@ -82,7 +82,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, needed = grad.flatten(0, -2), ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
-        # In this order, and in place, no more than one tensor of the size of x is in memory at once.
+        # In this order, and in place, one tensor of the size of x is in memory at a time.
         if needed[2]:
             grad_bias = rows.sum(dim=0).to(weight.dtype)
         if needed[1]:
