@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from backbones.vit import LayerNorm, VisionTransformer
 from mae_bench.errors import UserError, unknown
-from tasks.data.mixing import Mixing
+from tasks.data.mixing import Mixing, mixed_loss
 
 # Of a block, by the names of its parameters here and in timm.
 MLP_BRANCH = ("norm2", "mlp", "gamma_2", "ls2")
@@ -79,12 +78,7 @@ class Classifier(BaseModel):
         """Images and labels (B,) -> {"loss"} or, in mode "predict", {"logits": (B, classes)}."""
         if mode == "predict":
             return {"logits": self.logits(images)}
-        if self.mix is None:
-            loss = F.cross_entropy(self.logits(images), labels, label_smoothing=self.smoothing)
-        else:
-            images, targets = self.mix(images, labels)
-            loss = F.cross_entropy(self.logits(images), targets)
-        return {"loss": loss}
+        return {"loss": mixed_loss(self.logits, images, labels, self.mix, self.smoothing)}
 
 
 def check_encoder(encoder: nn.Module, pool: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
@@ -42,6 +43,27 @@ class Mixing:
             )
         # timm mixes in place; the batch may be looked at again.
         return self._mixup(images.clone(), labels)
+
+
+def mixed_loss(
+    classify: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    mix: Mixing | None,
+    smoothing: float,
+) -> Tensor:
+    """Cross-entropy of a batch that is mixed first, if it is to be.
+
+    Args:
+        classify: images (B, 3, H, W) -> logits (B, classes).
+        labels: (B,).
+        mix: None to leave the batch as it is.
+        smoothing: of the labels; mixed targets bring theirs.
+    """
+    if mix is None:
+        return F.cross_entropy(classify(images), labels, label_smoothing=smoothing)
+    images, targets = mix(images, labels)
+    return F.cross_entropy(classify(images), targets)
 
 
 def mixing(settings: Mapping[str, Any], num_classes: int) -> Mixing | None:

@@ -6,7 +6,6 @@ path, average of the weights). The recipe says which parts of it a scale uses.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome
 from tasks import distributed, engine
 from tasks.data.images import labelled_sets
-from tasks.data.mixing import Mixing, mixing
+from tasks.data.mixing import Mixing, mixed_loss, mixing
 from tasks.pretraining.checkpoints import save_torch_file
 
 
@@ -46,12 +45,7 @@ class SupervisedPretraining(BaseModel):
         """Images (B, 3, H, W) and labels (B,) -> {"loss"} or, in mode "predict", {"logits"}."""
         if mode == "predict":
             return {"logits": self._logits(images)}
-        if self.mix is None:
-            loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.smoothing)
-        else:
-            images, targets = self.mix(images, labels)
-            loss = F.cross_entropy(self._logits(images), targets)
-        return {"loss": loss}
+        return {"loss": mixed_loss(self._logits, images, labels, self.mix, self.smoothing)}
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.head(self.encoder.forward_features(images)[:, 0]).float()
