@@ -36,6 +36,9 @@ WORDS: Values = {
     "inf": math.inf,
     "-inf": -math.inf,
 }
+# A length is given in one of two units; the later one counts.
+OTHER_UNIT = {"iterations": "epochs", "warmup_iterations": "warmup_epochs"}
+OTHER_UNIT |= {epochs: iterations for iterations, epochs in OTHER_UNIT.items()}
 # The least that means anything, where a training would find out late or never: without a single
 # iteration it would score what it was given.
 LOWEST = {
@@ -120,7 +123,8 @@ def load_recipe(
     Args:
         name: path below configs/, without .py, e.g. "detection/mini".
         overrides: dotted key -> value, e.g. {"solver.iterations": 20}. The key must exist and the
-            value must be of the type that stands there (an int may replace a float).
+            value must be of the type that stands there (an int may replace a float). A length in
+            iterations takes the place of one in epochs, and the reverse.
         smoke: apply the recipe's own `smoke` overrides first.
         backbone, init: of the run, for the variants.
         setting: what a table's column changes (`records.Setting.overrides`), before `smoke`.
@@ -131,15 +135,32 @@ def load_recipe(
     """
     found = _literals(name)
     values: Values = copy.deepcopy(found["recipe"])
+    variants = [
+        variant
+        for conditions, variant in found.get("variants", [])
+        if _holds(conditions, {"backbone": backbone, "init": init})
+    ]
+    given = dict(overrides or {})
+    _check_lengths(values, given, name)
     changes: Values = {}
-    for conditions, variant in found.get("variants", []):
-        if _holds(conditions, {"backbone": backbone, "init": init}):
-            changes |= variant
-    changes |= setting or {}
-    changes |= found.get("smoke", {}) if smoke else {}
-    for key, value in {**changes, **(overrides or {})}.items():
+    for layer in (*variants, setting or {}, found.get("smoke", {}) if smoke else {}, given):
+        for key, value in layer.items():
+            changes.pop(key, None)  # the order is that of the last word on each
+            changes[key] = value
+    for key, value in changes.items():
         set_key(values, key, value, name)
     return values
+
+
+def _check_lengths(values: Values, overrides: Mapping[str, Any], name: str) -> None:
+    """Refuse one length in both units; where only one would count, the other is a mistake."""
+    for unit, other in OTHER_UNIT.items():
+        both = {key: overrides.get(f"solver.{key}") for key in (unit, other)}
+        if None not in both.values() and "warmup_epochs" in values.get("solver", {}):
+            said = " and ".join(f"solver.{key}={value}" for key, value in both.items())
+            raise UserError(
+                f"overrides {said} of recipe {name} are two lengths of one thing; give one of them"
+            )
 
 
 def protocol_of(name: str) -> Values | None:
@@ -183,11 +204,12 @@ def set_key(values: Values, key: str, value: Any, name: str) -> None:
             f"override {key}={value!r} of recipe {name} is {_kind(value)}; "
             f"{_kind(old)} is needed, as in {key}={json.dumps(old)}"
         )
-    # A length in epochs may stand in its place.
-    by_epochs = last in {"iterations", "warmup_iterations"} and "warmup_epochs" in place
-    if value is not None or not by_epochs:
+    either_unit = last in OTHER_UNIT and "warmup_epochs" in place
+    if value is not None or not either_unit:
         _check_number(key, value, name)
     place[last] = value
+    if value is not None and either_unit:
+        place[OTHER_UNIT[last]] = None
 
 
 def _check_number(key: str, value: Any, name: str) -> None:

@@ -131,6 +131,12 @@ def test_bad_solver_is_refused_before_training(tmp_path, solver, message):
     assert model.calls == 0
 
 
+@pytest.mark.parametrize(("warmup", "said"), [(5, False), (6, True), (60, True)])
+def test_a_warm_up_without_an_end_is_said(warmup, said, tmp_path, capsys):
+    engine.fit(job_in(tmp_path, warmup_iterations=warmup), Small(), None, Noisy())
+    assert ("leaves nothing of a training of 6 iterations" in capsys.readouterr().out) == said
+
+
 def test_top1_counts_every_sample_once(tmp_path):
     class Echo(BaseModel):
         def forward(self, images, labels, mode):

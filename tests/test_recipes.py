@@ -63,6 +63,40 @@ def test_every_variant_sets_keys_that_exist(name: str) -> None:
             set_key(values, key, value, name)
 
 
+def lengths(name: str, overrides: dict[str, object], **given: object) -> list[object]:
+    solver = load_recipe(name, overrides, **given)["solver"]
+    units = ("iterations", "epochs", "warmup_iterations", "warmup_epochs")
+    return [solver[unit] for unit in units]
+
+
+def test_of_two_lengths_the_later_one_counts() -> None:
+    """Silently, iterations once won over the epochs that a user asked for."""
+    epochs = {"solver.epochs": 5}
+    assert lengths("segmentation/upernet", epochs) == [None, 5, 1500, None]
+    assert lengths("segmentation/upernet", epochs, smoke=True) == [None, 5, 1, None]
+    warm = {**epochs, "solver.warmup_epochs": 0.5}
+    assert lengths("segmentation/upernet", warm) == [None, 5, None, 0.5]
+    assert lengths("pretraining/mini_tokenizer", {}, setting=epochs) == [None, 5, 50, None]
+    assert lengths("segmentation/own_data", epochs) == [None, 5, None, 2.5]
+    steps = {"solver.iterations": 7}
+    assert lengths("segmentation/own_data", steps) == [7, None, None, 2.5]
+    assert lengths("segmentation/own_data", {}, smoke=True) == [2, None, 1, None]
+    assert lengths("pretraining/mae", steps, init="mae-pixel/epochs-400") == [7, None, None, 40]
+    # Given up on purpose, in either order.
+    for both in ({"solver.iterations": None, **epochs}, {**epochs, "solver.iterations": None}):
+        assert lengths("segmentation/upernet", both) == [None, 5, 1500, None]
+
+
+@pytest.mark.parametrize("other", ["solver.epochs", "solver.iterations"])
+def test_two_lengths_at_once_are_refused(other: str) -> None:
+    both = {other: 5, "solver.iterations": 5, "solver.epochs": 5}
+    with pytest.raises(UserError, match=r"=5 and solver\.\w+=5 of recipe .* give one of them"):
+        load_recipe("segmentation/own_data", both)
+    # Here they are two things: the steps that are timed, and what they are extrapolated to.
+    timed = load_recipe("pretraining/wallclock", both)["solver"]
+    assert (timed["iterations"], timed["epochs"]) == (5, 5)
+
+
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(
         UserError, match=r"unknown recipe 'detection/mimi'.*Did you mean detection/"

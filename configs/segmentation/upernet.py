@@ -6,7 +6,7 @@ ViT-B (48.15 mIoU; `reference` is its curve) with the deviations that `protocol`
 serves every init. `upernet_mmseg`, `upernet_beit`, `upernet_fair` are the published variants as
 they are, `upernet_640` is BEiT's larger setting; the paper's 100 epochs:
 
-    --set solver.iterations=none --set solver.epochs=100
+    --set solver.epochs=100
 
 Source: arXiv:2111.06377 A.4; microsoft/unilm beit/semantic_segmentation; implus/mae_segmentation;
 mmsegmentation configs/mae. mmseg reads this file as a config; `mae-bench` reads only the literals.

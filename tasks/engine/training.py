@@ -203,6 +203,12 @@ def _check(
         )
     if not math.isfinite(schedule(iterations // 2)):
         raise UserError("the learning rate is not a finite number; check the solver's lr")
+    if schedule(iterations) > schedule(iterations - 1) and distributed.is_main():
+        print(
+            f"WARNING: the warm-up leaves nothing of a training of {iterations} iterations, so the "
+            "learning rate never reaches its peak; set solver.warmup_iterations or "
+            "solver.warmup_epochs lower, or train longer"
+        )
 
 
 def _loader(
