@@ -80,8 +80,10 @@ class Estimates:
     def __init__(self, records: Iterable[Record] = (), folder: Path | None = None):
         self._folder = folder
         self._done: dict[str, list[Record]] = {}
-        self._speeds: dict[tuple[str, str], list[Record]] = {}
+        self._alike: dict[tuple[str, str], list[Record]] = {}
+        self._speeds: dict[tuple[str, str, float], Speed | None] = {}
         self._sizes: dict[str, int] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
         for record in records:
             self.learn(record)
 
@@ -89,13 +91,16 @@ class Estimates:
         """Take in one more record."""
         if record.status == "ok":
             run = record.run
-            self._done.setdefault(_kind(run), []).append(record)
-            self._speeds.setdefault((run.task, run.backbone), []).append(record)
+            kind = _kind(run)
+            self._done.setdefault(kind, []).append(record)
+            self._measured.pop(kind, None)
+            self._speeds.clear()
+            self._alike.setdefault((run.task, run.backbone), []).append(record)
 
     def of(self, run: Run) -> float | None:
         """Return the expected seconds, None if no such run has finished yet."""
-        done = self._done.get(_kind(run))
-        return fmean(record.provenance.seconds for record in done) if done else None
+        measured = self._of_kind(_kind(run))
+        return measured["seconds"] if measured else None
 
     def gpu_memory_mb(self, run: Run) -> float | None:
         """Return the largest peak of GPU memory of such runs, None if none was measured."""
@@ -113,13 +118,17 @@ class Estimates:
     def cost(self, run: Run, scale: Scale) -> Cost:
         """Return what a run is expected to cost."""
         flops, kept, peak = training_flops(run), *_disk(run)
-        done = self._done.get(_kind(run))
-        if done:
-            kept = self._size(_kind(run), done[-1]) or kept
-            return Cost(flops=flops, disk_bytes=kept, peak_disk_bytes=peak, **_measured(done))
+        kind = _kind(run)
+        measured = self._of_kind(kind)
+        if measured:
+            kept = self._size(kind, self._done[kind][-1]) or kept
+            return Cost(flops=flops, disk_bytes=kept, peak_disk_bytes=peak, **measured)
         if flops is None:
             return Cost(disk_bytes=kept, peak_disk_bytes=peak)
-        speed = self._speed(run, flops) or STATED[scale]
+        like = (run.task, run.backbone, flops)
+        if like not in self._speeds:
+            self._speeds[like] = self._speed(*like)
+        speed = self._speeds[like] or STATED[scale]
         seconds = flops / speed.flops_per_second
         return Cost(
             flops=flops,
@@ -133,9 +142,15 @@ class Estimates:
             source=speed.source,
         )
 
-    def _speed(self, run: Run, flops: float) -> Speed | None:
+    def _of_kind(self, kind: str) -> dict[str, Any] | None:
+        """What finished runs of a kind took, worked out once until there is one more."""
+        if kind not in self._measured and kind in self._done:
+            self._measured[kind] = _measured(self._done[kind])
+        return self._measured.get(kind)
+
+    def _speed(self, task: str, backbone: str, flops: float) -> Speed | None:
         """Of finished runs of the same task and backbone that are not much shorter."""
-        done = self._speeds.get((run.task, run.backbone), [])
+        done = self._alike.get((task, backbone), [])
         known = ((training_flops(record.run) or 0.0, record) for record in done)
         counted = [(its, record) for its, record in known if its and its >= COMPARABLE * flops]
         seconds = sum(_device_seconds(record) for _, record in counted)

@@ -229,6 +229,25 @@ def test_a_smoke_run_tells_nothing_about_a_long_one() -> None:
     assert Estimates([smoke]).cost(run("detection"), "mini").source == STATED["mini"].source
 
 
+def test_many_runs_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[Run] = []
+
+    def counting(which: Run) -> float | None:
+        counted.append(which)
+        return training_flops(which)
+
+    monkeypatch.setattr("mae_bench.cost.training_flops", counting)
+    estimates = Estimates(done(run("detection", seed=seed), 100.0) for seed in range(50))
+    longer = [run("detection", {"solver.iterations": 5000}, seed=seed) for seed in range(50)]
+    sources = {estimates.cost(one, "mini").source for one in longer}
+    assert sources == {"scaled from 50 runs of this task and backbone on two cores"}
+    assert len(counted) == 100
+    estimates.learn(done(longer[0], 3000.0))
+    assert estimates.of(longer[1]) == 3000
+    estimates.learn(done(longer[2], 1000.0))
+    assert estimates.of(longer[1]) == estimates.cost(longer[1], "mini").seconds == 2000
+
+
 def test_hours_are_of_all_devices() -> None:
     found = Estimates([done(run("detection"), 3600.0, "H100", 8)]).cost(run("detection"), "paper")
     assert (found.gpu_hours, found.core_hours, found.seconds) == (8.0, None, 3600.0)
