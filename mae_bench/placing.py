@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -102,14 +103,20 @@ def _settings_of(source: Source) -> list[Settings]:
 
 def _is_smoke(run: Run) -> bool:
     """Whether a run has a smoke run's settings; records alone do not say so."""
+    shipped, smoke = _solvers(run.recipe, run.backbone, run.init)
+    return bool(shipped != smoke == run.recipe_values.get("solver"))
+
+
+@cache
+def _solvers(recipe: str, backbone: str, init: str) -> list[Any]:
+    """A recipe's solver as shipped, and of a smoke run; twice nothing of an unknown recipe."""
     try:
-        shipped, smoke = (
-            load_recipe(run.recipe, smoke=smoke, backbone=run.backbone, init=run.init)
+        return [
+            load_recipe(recipe, smoke=smoke, backbone=backbone, init=init)["solver"]
             for smoke in (False, True)
-        )
+        ]
     except UserError:
-        return False
-    return bool(shipped["solver"] != smoke["solver"] == run.recipe_values.get("solver"))
+        return [None, None]
 
 
 def _words(settings: Settings) -> str:
@@ -198,7 +205,7 @@ def _keys(cell: Cell, planner: Planner, usual: _Usual) -> Iterator[str]:
         planner.inits = inits
         run_id = planner.cell(cell).run_id
         if run_id is not None:
-            yield _key(planner.runs[run_id].run, lambda other: planner.runs[other].run, {})
+            yield _key(run_id, lambda other: planner.runs[other].run, {})
 
 
 def _put_line(filled: _Filled, line: Mapping[str, Any]) -> None:
@@ -302,25 +309,24 @@ def _by_key(records: Mapping[str, Record], usual: _Usual) -> dict[str, dict[int,
     """Records by what was run, and seed; one that went well goes before one that failed."""
     keys: dict[str, str] = {}
     found: dict[str, dict[int, Record]] = {}
-    for record in records.values():
+    for run_id, record in records.items():
         if usual.is_usual(record.run, records):
-            key = _key(record.run, lambda run_id: records[run_id].run, keys)
+            key = _key(run_id, lambda other: records[other].run, keys)
             seeds, seed = found.setdefault(key, {}), record.run.seed
             if seed not in seeds or seeds[seed].status != OK:
                 seeds[seed] = record
     return found
 
 
-def _key(run: Run, find: Callable[[str], Run], keys: dict[str, str]) -> str:
+def _key(run_id: str, find: Callable[[str], Run], keys: dict[str, str]) -> str:
     """The id that a run would have without seed and fingerprint, here and in what it is from."""
-    run_id = run.id
     if run_id not in keys:
-        upstream = {}
+        run, upstream = find(run_id), {}
         for role, weights in run.upstream.items():
             name = FROM_A_FILE
             if weights.run_id is not None:
                 try:
-                    name = _key(find(weights.run_id), find, keys)
+                    name = _key(weights.run_id, find, keys)
                 except KeyError:  # not among the records
                     name = weights.run_id
             upstream[role] = Upstream(run_id=name)

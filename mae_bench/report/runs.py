@@ -10,6 +10,7 @@ import base64
 import csv
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,11 +25,18 @@ from mae_bench.report import curves, wording
 # Reading the learning curves of more runs would take longer than anything else.
 MOST_CURVES = 1000
 LONGEST_FACTS = 6000
+# How JSON writes control characters, but for the end of a line and the tab.
+CONTROL = re.compile(r"\\[bfru]")
+_as_text = json.JSONEncoder(ensure_ascii=False).encode
+_as_data = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def pack(views: Iterable[Mapping[str, Any]]) -> str:
-    """Return the views as deflated JSON in base64, for `DecompressionStream` in the browser."""
-    text = json.dumps(list(views), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Return the views as deflated JSON in base64, for `DecompressionStream` in the browser.
+
+    What a page must not show, control characters and NaN, is replaced.
+    """
+    text = f"[{','.join(map(_packed, views))}]"
     packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(packer.compress(text.encode()) + packer.flush()).decode()
 
@@ -44,7 +52,7 @@ def unpack(text: str) -> list[dict[str, Any]]:
 def views(
     records: Iterable[Record], folder: Path, pictures: Mapping[str, list[str]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield one view per run, of plain values without control characters.
+    """Yield one view per run, of plain values.
 
     Args:
         folder: holds a folder per run id.
@@ -53,7 +61,7 @@ def views(
     for index, record in enumerate(records):
         own = folder / record.id if index < MOST_CURVES else None
         view = {**_what(record), **_outcome(record), **_made(record), **_files(record, own)}
-        yield _clean({**view, "pictures": pictures.get(record.id, [])})
+        yield {**view, "pictures": pictures.get(record.id, [])}
 
 
 def _what(record: Record) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{key}", _as_text(value)
 
 
 def _load_report(path: Path) -> Iterator[tuple[str, str]]:
@@ -195,6 +203,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _packed(view: Mapping[str, Any]) -> str:
+    """A view as JSON; few have anything to clean, and what to look for shows in the whole text."""
+    try:
+        text = _as_data(view)
+    except ValueError:  # NaN or infinite
+        text = ""
+    clean = text.isprintable() and not CONTROL.search(text)
+    return text if text and clean else _as_data(_clean(view))
 
 
 def _clean(value: Any) -> Any:
