@@ -200,7 +200,11 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
     "unreadable-image": [
         ("imagenet", cut_off("val/n02/*"), "Truncated"),
         ("places365-easyformat", cut_off("train/airfield/*"), "Truncated"),
-        (COCO, lambda home: (home / "train/000000000100.jpg").write_text("no image"), "identify"),
+        (
+            COCO,
+            lambda home: (home / "train/000000000100.jpg").write_text("no image"),
+            "is no image, or of",
+        ),
         (ADE20K, cut_off("ann_dir/val/*"), "truncated"),
     ],
     "overlap": [
@@ -329,6 +333,15 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
         (COCO, annotation(segmentation=[[1, 1, 5, 5]]), "4 numbers"),
         (COCO, annotation(segmentation=[[*SQUARE, 7]]), "7 numbers"),
         (COCO, annotation(segmentation=[["1", "1", "5", "1", "5", "5"]]), "finite numbers"),
+    ],
+    "polygon-outside": [
+        (COCO, annotation(segmentation=[[1, 1, 1e12, 1, 5, 5]]), "x = 1 to 1e+12, its image is 24"),
+        (COCO, annotation(segmentation=[[1, 1, 5, 1, 5, -17]]), "y = -17 to 1"),
+    ],
+    "area": [
+        (COCO, annotation(area="12"), "has the area '12'"),
+        (COCO, annotation(area=float("nan")), "has the area nan"),
+        (COCO, annotation(area=-1), "has the area -1"),
     ],
     "rle": [
         (COCO, crowd(segmentation={**RLE, "counts": [7]}), "do not fill its 16 x 24"),

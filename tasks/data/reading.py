@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mae_bench.errors import UserError
 from tasks.data.formats import Member
@@ -46,7 +46,7 @@ def open_image(place: Path | Member) -> Image.Image:
         content = place.read() if isinstance(place, Member) else Path(place).read_bytes()
         image = Image.open(io.BytesIO(content))
     except DAMAGE as error:
-        raise BrokenImage(f"cannot read image {place}: {error}") from None
+        raise BrokenImage(f"cannot read image {place}: {cause(error)}") from None
     image.place = place
     return image
 
@@ -69,7 +69,14 @@ def decode(image: Image.Image, smallest: tuple[int, int] | None = None) -> Image
         return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except DAMAGE as error:
         place = getattr(image, "place", image.filename)
-        raise BrokenImage(f"cannot read image {place}: {error}") from None
+        raise BrokenImage(f"cannot read image {place}: {cause(error)}") from None
+
+
+def cause(error: Exception) -> str:
+    """Why a file cannot be read; Pillow names an object of Python's where it knows no format."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or of a format that Pillow does not know"
+    return str(error) or type(error).__name__
 
 
 def read_image(place: Path | Member) -> Image.Image:

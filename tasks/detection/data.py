@@ -245,16 +245,13 @@ def evaluator(dataset: str, data_root: str | Path, output_dir: str | None = None
 def complete(truth: COCO) -> None:
     """Fill in what pycocotools cannot do without and users' files often lack, in place.
 
-    That is `iscrowd` (0), `area` (of the mask, as in COCO), and annotation ids above 0: it takes a
-    match with annotation 0 for no match.
+    That is `iscrowd` (0), `area` (of the mask, as in COCO), and annotation ids from 1 on: it takes
+    a match with annotation 0 for no match, and faster-coco-eval knows ids of 64 bits only.
     """
-    annotations = truth.dataset["annotations"]
-    for item in annotations:
+    for number, item in enumerate(truth.dataset["annotations"], start=1):
+        item["id"] = number
         item.setdefault("iscrowd", 0)
         if "area" not in item:
             item["area"] = float(pycocotools.mask.area(truth.annToRLE(item)))
-    if 0 in truth.anns:
-        for number, item in enumerate(annotations, start=1):
-            item["id"] = number
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()

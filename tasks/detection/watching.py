@@ -102,8 +102,10 @@ class Validation(HookBase):
         # A process that stopped alone would leave the others waiting.
         phase = "validate" if distributed.world_size() == 1 else None
         seen = Progress(self.job, phase, len(loader))
-        # faster-coco-eval wants whole numbers for ids; names are rare.
-        fast = has_fast_evaluator() and all(isinstance(number, int) for number in ids)
+        # faster-coco-eval wants whole numbers of 64 bits for ids; others are rare.
+        numbers = [*ids, *(category["id"] for category in truth["categories"])]
+        fits = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
+        fast = has_fast_evaluator() and fits
         evaluators = [InMemory(truth, ids, fast), seen]
         results = inference_on_dataset(unwrapped(self.trainer.model), loader, evaluators)
         check_seen_once(seen.ids, ids)

@@ -153,6 +153,9 @@ def _check_annotation(item: Mapping[str, Any], annotations: Annotations, tell: T
         found("ignore-flag", f"has ignore {item['ignore']!r}")
     if item.get("iscrowd", 0) not in {0, 1}:
         found("crowd-flag", f"has iscrowd {item['iscrowd']!r}")
+    area = item.get("area", 0)
+    if not _finite([area]) or area < 0:
+        found("area", f"has the area {area!r}")
     size = annotations.sizes.get(image)
     _check_box(item.get("bbox"), size, found)
     _check_mask(item, size, found)
@@ -184,16 +187,23 @@ def _check_mask(item: Mapping[str, Any], size: Size | None, found: Found) -> Non
         found("mixed-segmentation", "has a mask that is neither polygons nor one run-length code")
     else:
         for part in mask:
-            _check_polygon(part, found)
+            _check_polygon(part, size, found)
         if item.get("iscrowd") == 1:
             found("crowd-polygon", "is a crowd of polygons")
 
 
-def _check_polygon(part: Any, found: Found) -> None:
+def _check_polygon(part: Any, size: Size | None, found: Found) -> None:
     if not isinstance(part, list) or not _finite(part):
         found("polygon", "has a polygon that is no list of finite numbers")
     elif len(part) < 6 or len(part) % 2:
         found("polygon", f"has a polygon of {len(part)} numbers; 6, 8, 10, ... are possible")
+    elif size:
+        # pycocotools walks along each edge, pixel by pixel, and crashes on very long ones.
+        for axis, length in enumerate(size):
+            first, last = min(part[axis::2]), max(part[axis::2])
+            if first < -length or last > 2 * length:
+                said = f"a polygon from {'xy'[axis]} = {first:g} to {last:g}"
+                found("polygon-outside", f"has {said}, its image is {size[0]} x {size[1]} pixels")
 
 
 def _check_rle(mask: Mapping[str, Any], size: Size | None, found: Found) -> None:

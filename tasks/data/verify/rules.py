@@ -70,6 +70,10 @@ RULES: dict[str, Rule] = {
     "box-outside": Rule("A box lies inside its image, to a pixel.", COCO),
     "no-segmentation": Rule("An object has a mask.", COCO),
     "polygon": Rule("A polygon has three corners or more, as pairs of finite numbers.", COCO),
+    "polygon-outside": Rule(
+        "A polygon reaches no further out of its image than the image is large.", COCO
+    ),
+    "area": Rule("`area`, where it is given, is a finite number, not below 0.", COCO),
     "rle": Rule("A run-length mask has the size of its image, and its runs fill it.", COCO),
     "mixed-segmentation": Rule("A mask is a list of polygons or one run-length code.", COCO),
     "two-formats": Rule(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tasks.data.formats import Member
 from tasks.data.maps import ONE_CHANNEL
-from tasks.data.reading import DAMAGE, is_turned
+from tasks.data.reading import DAMAGE, cause, is_turned
 
 # Files that a thread takes at once, and how many such lots wait for each thread.
 LOT, LOTS_AHEAD = 64, 4
@@ -74,7 +74,7 @@ def _scan(place: Path | Member, is_map: bool) -> Scan:
     except FileNotFoundError:
         return Scan("there is no such file", missing=True)
     except DAMAGE as error:
-        return Scan(str(error) or type(error).__name__)
+        return Scan(cause(error))
     return Scan(None, False, size, mode, digest, histogram)
 
 
