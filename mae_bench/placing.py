@@ -250,7 +250,7 @@ def _table(filled: _Filled, name: str, collection: Collection) -> TableResult:
     table, scale = filled.tables[name], filled.settings.scale
     seeds = _seeds(collection)
     results: dict[Place, Sequence[SeedResult]] = {}
-    for cell in cells_of(table, scale, seeds):
+    for cell in cells_of(table, scale, [ANY_SEED]):
         where: Place = (name, cell.key.init, cell.key.column, cell.key.backbone)
         there = filled.cells.get(where, {})
         results[where] = [there.get(seed, _missing(seed, where[1])) for seed in seeds]

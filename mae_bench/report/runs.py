@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _what(record: Record) -> dict[str, Any]:
         "status": record.status,
         "error": record.error or "",
         "budget": budget(run.recipe_values),
-        "settings": list(flat(run.recipe_values)),
+        "settings": _settings(_as_text(run.recipe_values)),
         "from": [
             [role, weights.run_id or "", weights.checkpoint or "", weights.sha256 or ""]
             for role, weights in run.upstream.items()
@@ -146,6 +147,12 @@ def _files(record: Record, folder: Path | None) -> dict[str, Any]:
         "load": list(_load_report(folder / "load_report.json")),
         "groups": _groups(folder / "parameters.csv"),
     }
+
+
+@lru_cache(maxsize=1024)
+def _settings(values: str) -> list[tuple[str, str]]:
+    """Every setting of a recipe in JSON, which all seeds have in common."""
+    return list(flat(json.loads(values)))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
