@@ -81,3 +81,12 @@ def test_none_from_the_command_line(image):
 def test_scale_that_is_no_share_of_an_image(scale):
     with pytest.raises(UserError, match=r"data\.crop_scale .*as in \[0\.2, 1\.0\]"):
         training_transform(32, scale)
+
+
+def test_rand_augment_bears_its_largest_magnitude(image):
+    """At 10, which the deviation of published recipes reaches, posterizing keeps no bit."""
+    augment = training_transform(32, (0.2, 1.0), "rand-m10-inc1").transforms[-2]
+    for operation in augment.ops:
+        operation.prob = 1.0
+        is_black = operation(image).getbbox() is None
+        assert is_black == (operation.name == "PosterizeIncreasing")

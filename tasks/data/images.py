@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -192,12 +192,21 @@ def _rand_augment(description: str, size: int) -> Callable[[Image.Image], Image.
         "interpolation": Image.Resampling.BICUBIC,
     }
     try:
-        return rand_augment_transform(description, hints)
+        augment = rand_augment_transform(description, hints)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
             f"RandAugment description {description!r} is not timm's ({error}); one is "
             "rand-m9-mstd0.5-inc1"
         ) from None
+    for operation in augment.ops:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return augment
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's, also of no bits at all: a black image, as ever, where Pillow 13 raises an error."""
+    return posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)
 
 
 def evaluation_transform(size: int, crop_ratio: float = 224 / 256) -> Transform:
