@@ -21,7 +21,7 @@ from mae_bench.significance import Difference
 
 OK = "ok"
 # The row that the others are compared with: the first of these that a table has.
-SUBJECTS = ("mae-norm-pixel", "mae-pixel")
+SUBJECTS = ("mae-norm-pixel", "mae-pixel", "mae-pixel/baseline")
 # A verdict's reason names that many deviations.
 MOST_DEVIATIONS = 3
 Runs = Mapping[str, Record]

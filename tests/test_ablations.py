@@ -88,6 +88,17 @@ def test_ablations_have_the_paper_s_lengths(tmp_path: Path) -> None:
     assert longest.init == "mae-pixel"  # as behind the transfer tables
 
 
+def test_figure_9_tunes_the_default_of_the_ablations(tmp_path: Path) -> None:
+    """Its last point, 84.9, is the paper's baseline: raw pixels, 800 epochs."""
+    made = plan("paper", tmp_path, ("table1a", "fig9"))
+    (init,) = (row.init for row in load_tables(["fig9"])[0].rows if row.init.startswith("mae"))
+    trained = pretraining(made, "fig9", init)
+    assert trained == pretraining(made, "table1a", "mae-pixel/decoder-depth-8")
+    assert trained.recipe_values["solver"]["epochs"] == 800
+    mini = plan("mini", tmp_path, ("fig9",))
+    assert pretraining(mini, "fig9", init).init == "mae-pixel"
+
+
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_rows_are_what_they_are_called(scale: Scale, tmp_path: Path) -> None:
     made = plan(scale, tmp_path)
