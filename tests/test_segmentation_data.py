@@ -1,6 +1,8 @@
 """Images and maps of a user's own: what is read right, and what is refused by its name."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mae_bench.job import STATE_FILE, Job
 from mae_bench.recipes import load_recipe
 from mae_bench.records import Run
 from tasks.data.maps import read_map, to_labels
+from tasks.data.verify.scan import scan_map
 from tasks.segmentation import build_segmentor, building, mmseg_config
 from tasks.segmentation.checks import check_maps
 from tasks.segmentation.scores import evaluate
@@ -109,6 +112,26 @@ def palette_image(values):
     return image
 
 
+class FewBits:
+    """A grey PNG of few bits, which Pillow cannot write."""
+
+    def __init__(self, values, bits):
+        self.values, self.bits = values, bits
+
+    def save(self, path):
+        def chunk(kind, content):
+            check = zlib.crc32(kind + content)
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+        height, width = self.values.shape
+        digits = (self.values[..., None] >> np.arange(self.bits)[::-1]) & 1
+        rows = np.packbits(digits.reshape(height, -1).astype(np.uint8), axis=1)
+        filtered = np.pad(rows, ((0, 0), (1, 0))).tobytes()
+        header = struct.pack(">2I5B", width, height, self.bits, 0, 0, 0, 0)
+        parts = {b"IHDR": header, b"IDAT": zlib.compress(filtered), b"IEND": b""}
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items()))
+
+
 EXPECTED = maps([255, 0, 1, 2])
 
 
@@ -118,11 +141,15 @@ EXPECTED = maps([255, 0, 1, 2])
         Image.fromarray(maps([0, 1, 2, 3]).astype(np.uint8)),
         Image.fromarray(maps([0, 1, 2, 3]).astype(np.uint16)),
         palette_image(maps([0, 1, 2, 3])),
+        FewBits(maps([0, 1, 2, 3]), bits=2),
+        FewBits(maps([0, 1, 2, 3]), bits=4),
     ],
-    ids=["grey", "16-bit", "palette"],
+    ids=["grey", "16-bit", "palette", "2-bit", "4-bit"],
 )
 def test_maps_are_read_as_stored(image, streets):
+    """Of few bits, too: tools that make PNGs smaller write them, and Pillow scales the values."""
     save(streets, image)
+    assert scan_map(streets / "annotations/train/0.png").histogram == dict.fromkeys(range(4), 600)
     check(streets)
     assert np.array_equal(seen_by_training(streets), EXPECTED)
 
@@ -158,10 +185,13 @@ def test_a_shift_too_many_would_be_noticed(streets):
 
 
 FAULTS = {
-    "values": (Image.fromarray(maps([1, 4, 17]).astype(np.uint8)), r"holds the values 4, 17; its"),
-    "16-bit values": (Image.fromarray(maps([1, 257]).astype(np.uint16)), r"holds the values 257"),
+    "values": (
+        Image.fromarray(maps([1, 4, 17]).astype(np.uint8)),
+        r"holds \[4, 17\]; classes are 1 to 3",
+    ),
+    "16-bit values": (Image.fromarray(maps([1, 257]).astype(np.uint16)), r"holds \[257\]; "),
     "colours": (Image.new("RGB", SIZE[::-1]), r"is an image of mode RGB; one channel"),
-    "size": (Image.new("L", (60, 41)), r"is 41x60 \(height x width\), its image 40x60"),
+    "size": (Image.new("L", (60, 41)), r"is 60 x 41 pixels, its image 60 x 40; "),
 }
 
 
@@ -181,7 +211,11 @@ def test_missing_pairs_and_damaged_files_are_refused(streets, tmp_path):
     (streets / "annotations" / "val" / "1.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(UserError, match=r"val/1\.png cannot be read"):
         check(streets)
-    (streets / "images" / "train" / "2.jpg").write_bytes(b"")
+    image = streets / "images" / "train" / "2.jpg"
+    image.write_bytes(image.read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"train/2\.jpg cannot be read \(.*truncated"):
+        check(streets)
+    image.write_bytes(b"")
     with pytest.raises(UserError, match=r"train/2\.jpg cannot be read"):
         check(streets)
     (tmp_path / STATE_FILE).touch()
@@ -198,7 +232,9 @@ def test_an_image_on_its_side_is_turned_before_sizes_are_compared(streets):
 
 
 def test_negative_values_are_no_classes():
-    with pytest.raises(UserError, match="holds the values -1"):
+    with pytest.raises(
+        UserError, match=r"map x\.png holds \[-1\]; classes are 0 to 2, unlabelled is 255"
+    ):
         to_labels(np.array([[-1, 0]]), 3, "x.png", reduce_zero_label=False)
     with pytest.raises(UserError, match="is missing"):
         read_map("nowhere.png")

@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmseg.datasets import BaseSegDataset
-from PIL import Image
 
 from mae_bench.errors import UserError
 from mae_bench.job import STATE_FILE, Job
 from tasks import distributed
+from tasks.data.verify.scan import scan_image
 from tasks.segmentation.transforms import LoadLabels
 
 # What the published runs normalise over: 8 GPUs x 2 images, synchronised.
 NORM_IMAGES = 16
-ORIENTATION, SIDEWAYS = 0x0112, 5  # EXIF; from 5 on an image lies on its side
 
 
 def check_maps(job: Job, *datasets: BaseSegDataset) -> None:
-    """Read every map that a run will see; not again where a training continues.
+    """Read every image and map that a run will see; not again where a training continues.
 
     Raises:
-        UserError: a missing pair, a map that cannot be read or does not fit, by its name.
+        UserError: a missing pair, a file that cannot be read, a map that does not fit, by its name.
     """
     if (job.folder / STATE_FILE).exists() or not distributed.is_main():
         return
@@ -47,15 +47,12 @@ def _check(load: LoadLabels, info: dict[str, Any]) -> None:
 
 
 def _with_size(info: dict[str, Any]) -> dict[str, Any]:
-    """Add an image's (height, width), from its header, as OpenCV will turn it."""
+    """Add an image's (height, width) as OpenCV will turn it; the image is read to its end."""
     path = info["img_path"]
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= SIDEWAYS
-            size = image.size if turned else image.size[::-1]
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read ({error}); write it again") from None
-    return {**info, "ori_shape": size}
+    scan = scan_image(Path(path))
+    if scan.size is None:
+        raise UserError(f"image {path} cannot be read ({scan.error}); write it again")
+    return {**info, "ori_shape": scan.size[::-1]}
 
 
 def norm_images(job: Job) -> int:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tasks.data.formats import Ade20kSplit, Tell
+from tasks.data.maps import MapValues, format_fault, size_fault
 from tasks.data.verify.kinds import Kind, Place
 from tasks.data.verify.scan import Scan
 
@@ -79,32 +82,26 @@ class Maps:
         self.pairs = pairs(split, tell)
         self.sizes: dict[str, tuple[int, int] | None] = {}
         self.pixels: Counter[int] = Counter()
-        first = int(split.reduce_zero_label)
-        self.classes = range(first, first + len(split.classes))
-        self.unlabelled = {*range(first), split.ignore_value} - {*self.classes}
+        self.values = MapValues(len(split.classes), split.reduce_zero_label, split.ignore_value)
 
     def check(self, path: Path, scan: Scan) -> None:
         """Tell what is wrong with one map."""
         if scan.histogram is None:
-            self.tell("map-format", path, f"has pixels of mode {scan.mode}, which are no classes")
+            self.tell("map-format", path, format_fault(scan.mode))
             return
         if scan.mode != "L":
             said = "the indices of a palette" if scan.mode == "P" else f"pixels of mode {scan.mode}"
             self.tell("map-encoding", path, f"its values are {said}")
         image = self.sizes.get(path.stem)
-        if image and scan.size and scan.size != image:
-            mine, other = (f"{width} x {height}" for width, height in (scan.size, image))
-            self.tell("map-size", path, f"is {mine} pixels, its image {other}")
+        if image and scan.size and (fault := size_fault(scan.size, image)):
+            self.tell("map-size", path, fault)
         self.pixels.update(scan.histogram)
-        wrong = sorted({*scan.histogram} - {*self.classes} - self.unlabelled)
-        if wrong:
-            unlabelled = " or ".join(map(str, sorted(self.unlabelled)))
-            allowed = f"{self.classes[0]} to {self.classes[-1]}, unlabelled is {unlabelled}"
-            self.tell("map-values", path, f"holds {wrong[:8]}; classes are {allowed}")
+        if fault := self.values.fault(np.array(list(scan.histogram))):
+            self.tell("map-values", path, fault)
 
     def finish(self, is_train: bool) -> None:
         """Tell what only all maps together show."""
-        last, ignored = self.classes[-1], self.split.ignore_value
+        last, ignored = self.values.classes[-1], self.split.ignore_value
         folder = self.split.annotations
         # Maps that detectron2's script has shifted: the first class is 0, unlabelled is 255, and
         # the value of the last class is free.
@@ -131,5 +128,6 @@ class Maps:
         }
 
     def _histogram(self) -> dict[str, int]:
-        values = zip(self.split.classes, self.classes, strict=True)
-        return {name: self.pixels[value] for name, value in values}
+        values = zip(self.split.classes, self.values.classes, strict=True)
+        ignored = self.split.ignore_value
+        return {name: self.pixels[value] * (value != ignored) for name, value in values}

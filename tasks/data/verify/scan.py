@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.data.formats import Member
-from tasks.data.maps import ONE_CHANNEL
+from tasks.data.maps import stored_values
 from tasks.data.reading import DAMAGE, cause, is_turned
 
 # Files that a thread takes at once, and how many such lots wait for each thread.
@@ -69,8 +69,8 @@ def _scan(place: Path | Member, is_map: bool) -> Scan:
             mode = image.mode
             if not is_map:
                 image.draft("L", (1, 1))
-            image.load()
             histogram = _histogram(image) if is_map else None
+            image.load()
     except FileNotFoundError:
         return Scan("there is no such file", missing=True)
     except DAMAGE as error:
@@ -79,9 +79,10 @@ def _scan(place: Path | Member, is_map: bool) -> Scan:
 
 
 def _histogram(image: Image.Image) -> dict[int, int] | None:
-    if image.mode not in ONE_CHANNEL:
+    stored = stored_values(image)
+    if stored is None:
         return None
-    values, pixels = np.unique(np.asarray(image).astype(np.int32), return_counts=True)
+    values, pixels = np.unique(stored, return_counts=True)
     return dict(zip(values.tolist(), pixels.tolist(), strict=True))
 
 
