@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backbones.architectures import ARCHITECTURES
 from backbones.containers import State, read_contents, unwrap
-from backbones.fitting import Fitted, fit
+from backbones.fitting import Fitted, check_sizes, fit
 from backbones.formats import FORMATS, Reading, recognise
 from backbones.load_report import LoadReport, fingerprint
 from backbones.positions import Grid
@@ -221,6 +221,37 @@ def load_backbone(model: nn.Module, path: str | Path, format: str | None = None)
     return _report(checkpoint, fitted, model)
 
 
+def check_fits(path: str | Path, format: str | None, names: Collection[str]) -> None:
+    """Refuse a file that none of these encoders could be loaded with, without building them.
+
+    Compares width, depth and heads: the rest is up to the options that a task builds them with.
+
+    Args:
+        format: see `read_checkpoint`.
+        names: of encoders; of timm's nothing is known here, and they pass.
+
+    Raises:
+        UserError: see `read_checkpoint`; or the weights are of another size than all of these.
+    """
+    if not all(name in ARCHITECTURES for name in names):
+        return
+    checkpoint = read_checkpoint(path, format)
+    errors = []
+    for name in names:
+        known = ARCHITECTURES[name]
+        try:
+            check_sizes(checkpoint.weights, (known.embed_dim, known.depth))
+            _same_heads(checkpoint, known.num_heads)
+        except UserError as error:
+            errors.append(str(error).replace("the backbone", name))
+    if errors and len(errors) == len(names):
+        fits = checkpoint.backbone or "no encoder known here"
+        raise UserError(
+            f"{path} ({checkpoint.format}, {fits}) fits none of the backbones asked for: "
+            f"{'; '.join(errors)}. Give another file, or another backbone"
+        )
+
+
 def _in_timms_names(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
     """Where timm spells a name as we do not (layer scale of its ViT), take timm's."""
     expected, spelling = model.state_dict(), FORMATS["timm"].spelling
@@ -233,8 +264,12 @@ def _in_timms_names(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
 
 
 def _check_heads(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Another number of heads fits in every shape, and is another network all the same."""
     own = getattr(model.blocks[0].attn, "num_heads", None) if hasattr(model, "blocks") else None
+    _same_heads(checkpoint, own)
+
+
+def _same_heads(checkpoint: Checkpoint, own: int | None) -> None:
+    """Another number of heads fits in every shape, and is another network all the same."""
     if own and checkpoint.num_heads and own != checkpoint.num_heads:
         raise UserError(f"it has {checkpoint.num_heads} attention heads, the backbone {own}")
 

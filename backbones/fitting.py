@@ -78,7 +78,7 @@ def fit(weights: Mapping[str, Tensor], model: nn.Module, grid: Grid | None = Non
     """
     expected = model.state_dict()
     fitted = Fitted(dict(weights))
-    _check_sizes(fitted.weights, expected)
+    check_sizes(fitted.weights, (_width(expected), _depth(expected)))
     _leave_class_token(fitted, expected)
     _fit_biases(fitted, expected)
     _fit_patches(fitted, expected)
@@ -90,13 +90,19 @@ def fit(weights: Mapping[str, Tensor], model: nn.Module, grid: Grid | None = Non
     return fitted
 
 
-def _check_sizes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Say another width or depth as such, not as the first of many shapes that differ."""
-    sizes = [(_width(each), _depth(each)) for each in (weights, expected)]
-    if all(sizes[0]) and all(sizes[1]) and sizes[0] != sizes[1]:
-        (width, depth), (own_width, own_depth) = sizes
+def check_sizes(weights: Mapping[str, Tensor], own: tuple[int, int]) -> None:
+    """Say another width or depth as such, not as the first of many shapes that differ.
+
+    Args:
+        own: width and depth of the encoder; 0 where they are not known.
+
+    Raises:
+        UserError: the weights (our names) are of another size.
+    """
+    found = _width(weights), _depth(weights)
+    if all(found) and all(own) and found != own:
         raise UserError(
-            f"it has width {width} and {depth} blocks, the backbone {own_width} and {own_depth}"
+            f"it has width {found[0]} and {found[1]} blocks, the backbone {own[0]} and {own[1]}"
         )
 
 

@@ -75,6 +75,7 @@ def run(request: Request, options: Options) -> bool:
     if missing or options.force:
         options.launch.require()
         wanted = [p.run for p in plan.runs if options.force or states[p.run.id] != "ok"]
+        _check_weights(wanted)
         _check_data(wanted, request)
     if missing or options.force or not workspace.root.exists():
         _make_room(request, options)
@@ -149,6 +150,20 @@ def report_merged(
             (Path(folder) / "runs" / run_id).symlink_to(place.absolute())
         pages = write_report(results, found.undisputed, out, formats, work_dir=Path(folder))
     return not found.conflicts, pages
+
+
+def _check_weights(runs: Iterable[Run]) -> None:
+    """Refuse files of weights that fit none of the backbones that are to start from them."""
+    files: dict[tuple[str, str | None], dict[str, None]] = {}
+    for run in runs:
+        weights = run.upstream.get("backbone")
+        if weights and weights.checkpoint:
+            files.setdefault((weights.checkpoint, weights.format), {})[run.backbone] = None
+    if files:
+        from backbones.checkpoints import check_fits  # and torch with it
+
+        for (path, format), names in files.items():
+            check_fits(path, format, names)
 
 
 def _check_data(runs: Iterable[Run], request: Request) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from backbones import create_backbone
 from mae_bench.cli import main
 from mae_bench.cost import Estimates
 from mae_bench.doctor import Component, Finding, _try_imports, render
@@ -213,6 +215,20 @@ def test_dry_run_prints_the_graph_and_leaves_nothing(tmp_path, monkeypatch, caps
     assert "detection mini-coco mae-norm-pixel" in out and "to do" in out
     assert "table4 beit: only imported: give --init beit=FILE" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_size_are_refused_before_anything_starts(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, "mine.pth")
+    given = ["reproduce", "table4", "--only", "init=mine", "--init"]
+    line = refused([*given, "mine=mine.pth"], capsys)
+    assert "mine.pth" in line and "no known format" in line
+    torch.save({"model": create_backbone("vit_mini_patch8", depth=2).state_dict()}, "mine.pth")
+    line = refused([*given, "mine=mine.pth"], capsys)
+    assert "width 96 and 2 blocks, vit_mini_patch8 96 and 4" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.pth"]
 
 
 def test_cells_a_scale_cannot_have_do_not_count(tmp_path, monkeypatch, capsys) -> None:

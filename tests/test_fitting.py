@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones import create_backbone
-from backbones.checkpoints import load_backbone, read_checkpoint, save_backbone
+from backbones.checkpoints import check_fits, load_backbone, read_checkpoint, save_backbone
 from backbones.load_report import LoadReport, fingerprint, record_load
 from backbones.positions import resize_positions, resize_relative_table
 from mae_bench.errors import UserError
@@ -28,6 +28,21 @@ def store(tmp_path):
         return tmp_path / "file.pth"
 
     return write
+
+
+def test_a_file_of_another_size_is_refused_before_an_encoder_is_built(store):
+    path = store({"model": made("vit_mini_patch8").state_dict()})
+    large = "it has width 96 and 4 blocks, vit_large_patch16 1024 and 24"
+    with pytest.raises(UserError, match=f"vit_mini_patch8.* fits none .*: {large}.* Give another"):
+        check_fits(path, None, ["vit_large_patch16"])
+    check_fits(path, None, ["vit_large_patch16", "vit_mini_patch8"])
+    check_fits(path, None, ["timm:convnext_tiny"])
+
+
+def test_another_number_of_heads_is_refused_likewise(tmp_path):
+    save_backbone(made("vit_mini_patch8", num_heads=2), tmp_path / "two", {})
+    with pytest.raises(UserError, match="has 2 attention heads, vit_mini_patch8 3"):
+        check_fits(tmp_path / "two", None, ["vit_mini_patch8"])
 
 
 def test_shared_table_becomes_a_table_for_each_block(store):
