@@ -170,13 +170,15 @@ def _progress(shown: bool) -> Iterator[Told]:
 
 
 def _print_report(report: Report) -> None:
-    typer.echo(f"{report.dataset} in {report.home}" + (", a subset" if report.subset else ""))
+    said = f"{report.dataset} in {report.home}" + (", a subset" if report.subset else "")
+    typer.echo(_printable(said))
     for split, facts in report.splits.items():
         said = (f"{_plain(value)} {what}" for what, value in facts.items() if _is_plain(value))
         typer.echo(f"{split}: {', '.join(said)}")
         histogram = facts.get("histogram", {})
         if 0 < len(histogram) <= HISTOGRAM_SHOWN:
-            typer.echo("  " + ", ".join(f"{name} {number}" for name, number in histogram.items()))
+            counted = (f"{_printable(name)} {number}" for name, number in histogram.items())
+            typer.echo(f"  {', '.join(counted)}")
     by_rule: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings:
         by_rule[finding.rule].append(finding)
@@ -197,9 +199,15 @@ def _print_findings(rule: str, found: list[Finding]) -> None:
     number = f" ({len(found)} times)" if len(found) > 1 else ""
     typer.echo(f"{found[0].level} {rule}{number}: {RULES[rule].says}")
     for finding in found[:SHOWN]:
-        typer.echo(f"  {finding.file}: {finding.value}")
+        typer.echo(f"  {_printable(finding.file)}: {_printable(finding.value)}")
     if len(found) > SHOWN:
         typer.echo(f"  and {len(found) - SHOWN} more, all of them with --json")
+
+
+def _printable(text: str) -> str:
+    """Names of files may hold anything: line ends, terminal codes, bytes that are no text."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
 
 
 def _is_plain(value: object) -> bool:

@@ -286,6 +286,8 @@ def test_classes_of_lists():
     check_classes("filelist:x", ["a", "b"], [0, 1, 1], [1])
     with pytest.raises(UserError, match=r"1 of 2 classes have validation images.*: 'b'; add"):
         check_classes("filelist:x", ["a", "b"], [0, 0], [1])
+    with pytest.raises(UserError, match=r"images in class folders and others in none"):
+        check_classes("imagefolder:x", ["", "a", "b"], [0, 1, 2], [1, 2])
     with pytest.raises(UserError, match=r"labels 2, 7, but the head has 2 outputs"):
         check_classes("filelist:x", ["a", "b"], [0, 1, 7], [2])
 

@@ -64,6 +64,25 @@ def test_folder_with_splits_and_classes(tmp_path):
     assert [p.name for p in val.paths] == ["3.webp"] and val.labels == [1]
 
 
+def test_links_in_circles_and_hidden_folders_add_nothing(tmp_path):
+    write_files(tmp_path, ["train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png"])
+    write_files(tmp_path, ["train/.ipynb_checkpoints/5.png", "val/b/.cache/6.png"])
+    plain = splits(f"imagefolder:{tmp_path}", tmp_path)
+    assert [split.classes for split in plain] == [["a", "b"]] * 2
+    for name in ("up", "again"):  # two circles have endlessly many ways
+        (tmp_path / "train/a" / name).symlink_to("..")
+    assert splits(f"imagefolder:{tmp_path}", tmp_path) == plain
+
+
+def test_lists_from_windows_have_the_same_entries(tmp_path):
+    write_files(tmp_path, [f"{number}.png" for number in range(3)])
+    lines = [f"{number}.png {number % 2}" for number in range(3)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    plain = splits(f"filelist:{tmp_path}/list.txt", tmp_path)
+    (tmp_path / "list.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert splits(f"filelist:{tmp_path}/list.txt", tmp_path) == plain
+
+
 def test_without_a_validation_split_every_50th_is_held_out(tmp_path):
     paths = write_files(tmp_path, [f"{n:03}.png" for n in range(101)])
     (tmp_path / ".hidden.png").write_bytes(b"")
@@ -191,6 +210,7 @@ def only_image(root: Path) -> str:
         (lambda root: f"filelist:{root}/gone", "there is no such file"),
         (with_file("l.txt", "# nothing\n", "filelist"), "the list is empty"),
         (with_file("l.txt", "gone.png\n", "filelist"), "none of its 1 files exists"),
+        (with_file("l.txt", "l.txt 0\nl.txt -1\n", "filelist"), "line 'l.txt -1' has no label"),
         (lambda root: f"tar:{root}", r"no \*\.tar file is there"),
         (lambda root: f"tar:{root}/{{0..3}}.tar", r"0\.tar does not exist"),
         (with_file("0.tar", "no archive", "tar"), "is not a whole, uncompressed tar archive"),

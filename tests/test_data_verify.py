@@ -1,6 +1,7 @@
 """`verify` and the rules behind it: clean trees have no fault, and each planted one is caught."""
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -136,6 +137,16 @@ def remove(pattern: str) -> Plant:
     return plant
 
 
+def instead(name: str, content: bytes) -> Plant:
+    """A file of this content in place of another one, or of a folder."""
+
+    def plant(home: Path) -> None:
+        remove(name)(home)
+        (home / name).write_bytes(content)
+
+    return plant
+
+
 def shifted(home: Path) -> None:
     """As detectron2's script leaves them: 0 becomes 255, the others one less."""
     for path in home.glob("annotations/*/*.png"):
@@ -168,6 +179,11 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
         ("inat2019", remove("val2019.json"), "val2019.json does not exist"),
         ("inat2017", edit("train2017.json", lambda c: c.pop("images")), "lacks one of annotations"),
         ("places205", remove("data"), "image folder is missing"),
+        ("imagenet", instead("val", b"a file"), "val: Not a directory"),
+        ("ade20k", instead("images/training", b"a file"), "Not a directory"),
+        ("places365", instead("places365_val.txt", b"\xe9.jpg 0"), "no text in UTF-8"),
+        ("inat2018", instead("val2018.json", b"[" * 10**5), "is not JSON (maximum recursion"),
+        ("inat2018", replace("val2018.json", "val0.jpg", "\\ud800.jpg"), "which no name can hold"),
         ("places365-small", remove("val_256"), "image folder of the val split is missing"),
         (COCO, train_json(lambda c: c["categories"].clear()), "has no categories"),
         (
@@ -259,6 +275,11 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
     "flat-folder": [
         ("imagenet", flatten, "holds no class folder"),
         ("imagefolder:{}/own", flatten, "holds no class folder"),
+        (
+            "imagefolder:{}/own",
+            lambda home: picture(home / "train/cover.jpg", 1),
+            "holds 'cover.jpg', image 1 of 1 that are in no class folder",
+        ),
     ],
     "split-missing": [("imagefolder:{}/own", remove("val"), "does not exist")],
     "duplicate-entry": [
@@ -315,6 +336,7 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
         (COCO, annotation(bbox=[1, 2, 3]), "box [1, 2, 3]"),
         (COCO, annotation(bbox=None), "box None"),
         (COCO, annotation(bbox=[1, 2, float("nan"), 4]), "nan"),
+        (COCO, annotation(bbox=[1, 2, 10**400, 4]), "has the box [1, 2, 1000"),
     ],
     "box-empty": [
         (COCO, annotation(bbox=[1, 2, 0, 4]), "[1, 2, 0, 4]"),
@@ -359,14 +381,22 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
     ],
     "two-formats": [(COCO, annotation(segmentation=RLE), "5 single objects have polygons, 1 run")],
     "no-id": [
-        (COCO, train_json(lambda c: c["annotations"][0].pop("id")), "None of image 100 has no")
+        (COCO, train_json(lambda c: c["annotations"][0].pop("id")), "None of image 100 has no"),
+        (COCO, annotation(id=[1]), "has no id, a whole number"),
     ],
     "ignore-flag": [(COCO, annotation(ignore=1), "has ignore 1")],
     "no-size": [
         (COCO, train_json(lambda c: c["images"][0].pop("width")), "the size None x 16"),
         (COCO, train_json(lambda c: c["images"][0].update(height=0)), "the size 24 x 0"),
+        (COCO, train_json(lambda c: c["images"][0].update(width=10**400)), "has the size 1000"),
     ],
-    "crowd-flag": [(COCO, annotation(iscrowd=2), "has iscrowd 2")],
+    "crowd-flag": [
+        (COCO, annotation(iscrowd=2), "has iscrowd 2"),
+        (COCO, annotation(iscrowd=[1]), "has iscrowd [1]"),
+    ],
+    "no-label": [
+        ("inat2017", edit("train2017.json", lambda c: c["annotations"].pop()), "has no annotation")
+    ],
     "crowd-polygon": [(COCO, crowd(segmentation=[SQUARE]), "is a crowd of polygons")],
     "image-size": [
         (COCO, lambda home: picture(home / "train/000000000100.jpg", 1, (30, 20)), "is 30 x 20 pix")
@@ -636,6 +666,39 @@ def test_verify_prints_facts_faults_and_an_exit_code(tmp_path, capsys):
     report = json.loads(out)
     assert code == 1 and report["faults"] == 1 and report["findings"][0]["file"].endswith("JPEG")
     assert report["splits"]["val"]["histogram"] == {"n01": 1, "n02": 1, "n03": 1}
+
+
+def test_what_explains_other_faults_is_said_first(tmp_path):
+    _, home = make("imagenet", tmp_path)
+    flatten(home)
+    assert verify("imagenet", tmp_path).faults[0].rule == "flat-folder"
+    with pytest.raises(UserError, match=r"has faults: [^;]* holds no class folder"):
+        check("imagenet", tmp_path, "classification")
+
+
+def test_odd_names_are_read_and_printed_on_one_line(tmp_path, capfdbinary):
+    """Line ends, terminal codes, and bytes that are no UTF-8."""
+    _, home = make("imagenet", tmp_path)
+    folder = home / "train/n01"
+    for number, name in enumerate((
+        b"a\nb.jpg",
+        b"\x1b[31m.jpg",
+        b"\xff.jpg",
+        "\u4e2d \u00fc.jpg".encode(),
+    )):
+        picture(folder / "new.jpg", 50 + number)
+        os.rename(folder / "new.jpg", os.path.join(os.fsencode(folder), name))
+    for name in ("imagenet", f"imagefolder:{home}"):
+        assert verify(name, tmp_path, subset=True).faults == []
+        assert main(["data", "verify", name, "--data-root", str(tmp_path), "--subset"]) == 0
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    capfdbinary.readouterr()
+    assert main(["data", "verify", f"imagefolder:{home}"]) == 1
+    said = capfdbinary.readouterr().out.decode()
+    for name in (r"a\nb.jpg", r"\x1b[31m.jpg", r"\udcff.jpg", "\u4e2d \u00fc.jpg"):
+        assert f"/{name}: it is no image" in said
+    assert "\x1b" not in said
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def check_classes(
 
     Raises:
         UserError: a single class, labels beyond the head, classes that are scored but never
-            trained; of an `imagefolder:`, also empty class folders and images in no class folder.
+            trained; images in no class folder; of an `imagefolder:`, also empty class folders.
     """
     check_labels(dataset, refuse)
     if len(classes) < 2:
@@ -37,6 +37,11 @@ def check_classes(
         raise UserError(
             f"dataset {dataset!r} has labels {_few(outside)}, but the head has {len(classes)} "
             f"outputs, for 0 to {len(classes) - 1}; class list and labels must agree"
+        )
+    if "" in classes:
+        raise UserError(
+            f"dataset {dataset!r} has images in class folders and others in none; put these into "
+            "folders, too, or take them away"
         )
     unseen = sorted({*scored} - {*trained})
     if unseen:

@@ -63,10 +63,11 @@ def fingerprint(name: str, data_root: Path) -> str:
     dataset = get_dataset(name)
     if dataset.spec:
         return spec_fingerprint(dataset.spec)
-    if dataset.layout in KINDS:
-        return source_fingerprint(name)
-    place = home(name, data_root)
-    return fingerprints.fingerprint(place, LAYOUTS[dataset.layout].parts(place))
+    with _readable():
+        if dataset.layout in KINDS:
+            return source_fingerprint(name)
+        place = home(name, data_root)
+        return fingerprints.fingerprint(place, LAYOUTS[dataset.layout].parts(place))
 
 
 def read_split(name: str, data_root: Path, split: str, tell: Tell = refuse) -> Split:
@@ -79,10 +80,20 @@ def read_split(name: str, data_root: Path, split: str, tell: Tell = refuse) -> S
         UserError: something is missing, or cannot be read.
     """
     dataset, place = get_dataset(name), home(name, data_root)
-    if dataset.layout in KINDS:
-        return read_source(name, data_root, split, tell)
-    read = LAYOUTS[dataset.layout].read
-    return read(place, split, tell) if dataset.kind == "labelled" else read(place, split)
+    with _readable():
+        if dataset.layout in KINDS:
+            return read_source(name, data_root, split, tell)
+        read = LAYOUTS[dataset.layout].read
+        return read(place, split, tell) if dataset.kind == "labelled" else read(place, split)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Say in one line what is no folder, no file, or closed to this user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def classification_split(name: str, data_root: Path, split: str) -> LabeledImages:

@@ -6,11 +6,13 @@ Each takes the dataset's own folder and a split, "train" or "val".
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mae_bench.errors import UserError
 from mae_bench.records import Strict
@@ -23,6 +25,7 @@ from tasks.data.formats import (
     existing,
     first_existing,
     read_annotations,
+    read_lines,
 )
 
 # What a split is called in file and folder names.
@@ -124,6 +127,9 @@ def read_ade20k(home: Path, split: str) -> Ade20kSplit:
     )
 
 
+Grey = Annotated[int, Field(ge=0, le=255)]
+
+
 class Ade20kFile(Strict):
     """`dataset.json` of a user's set of images and maps.
 
@@ -138,7 +144,7 @@ class Ade20kFile(Strict):
     classes: tuple[str, ...]
     reduce_zero_label: bool = True
     ignore_value: int = 255
-    palette: tuple[tuple[int, int, int], ...] | None = None
+    palette: tuple[tuple[Grey, Grey, Grey], ...] | None = None
 
 
 def read_ade20k_format(home: Path, split: str) -> Ade20kSplit:
@@ -173,12 +179,13 @@ def ade20k_class_list(home: Path) -> Path:
 
 def _about(listing: Path) -> Ade20kFile:
     if listing.name != ADE20K_FILE:
-        lines = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in read_lines(listing, "the class list") if line.strip()]
         classes = _object_info(listing) if listing.name == "objectInfo150.txt" else lines
         about = Ade20kFile(classes=tuple(classes))
     else:
         try:
-            about = Ade20kFile.model_validate_json(listing.read_text())
+            text = "\n".join(read_lines(listing, "the class list"))
+            about = Ade20kFile.model_validate_json(text)
         except ValidationError as error:
             wrong = "; ".join(
                 f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()
@@ -192,6 +199,15 @@ def _about(listing: Path) -> Ade20kFile:
     if about.palette and len(about.palette) != len(about.classes):
         raise UserError(
             f"{listing}: palette has {len(about.palette)} colours for {len(about.classes)} classes"
+        )
+    twice = [name for name, count in Counter(about.classes).items() if count > 1 or not name]
+    if twice:
+        raise UserError(f"{listing}: each class needs a name of its own; {twice[0]!r} is none")
+    last = len(about.classes) - 1 + about.reduce_zero_label
+    if last == about.ignore_value and "ignore_value" not in about.model_fields_set:
+        raise UserError(
+            f"{listing}: {last} is the value of {about.classes[-1]!r} and of what is ignored; say "
+            "in dataset.json which value is ignored (ignore_value), one that no map holds if none is"
         )
     return about
 
@@ -221,7 +237,8 @@ def _suffix(folder: Path, allowed: set[str]) -> str:
 
 def _object_info(path: Path) -> list[str]:
     """The names in ADE20K's class list, a table with the columns Idx to Name."""
-    rows = [line.split("\t") for line in path.read_text().splitlines()[1:] if line.strip()]
+    lines = read_lines(path, "the class list")[1:]
+    rows = [line.split("\t") for line in lines if line.strip()]
     # The official names carry synonyms ("wall;..."); the first is the customary one.
     classes = [row[-1].split(";")[0].split(",")[0].strip() for row in rows]
     if not classes:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
 from tasks.data.catalog import Parts
 
@@ -32,26 +31,23 @@ def fingerprint(home: Path, parts: Parts) -> str:
     or renaming a file changes the time of its folder.
 
     Raises:
-        UserError: something cannot be read.
+        OSError: something cannot be read.
     """
     memory = _memory(home)
     known = _recall(memory, parts)
     if known:
         return known
     started, digest, folders = time.monotonic(), hashlib.sha256(), []
-    try:
-        for path in parts.annotations:
-            digest.update(f"{_name(path, home)} {_content(path)}\n".encode())
-        for top in parts.folders:
-            digest.update(f"{_name(top, home)}\n".encode())
-            for folder, name, size in walk(top):
-                if size is None:
-                    folders.append(folder)
-                else:
-                    place = os.path.relpath(folder, top)
-                    digest.update(f"{place}/{name} {size}\n".encode())
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    for path in parts.annotations:
+        digest.update(os.fsencode(f"{_name(path, home)} {_content(path)}\n"))
+    for top in parts.folders:
+        digest.update(os.fsencode(f"{_name(top, home)}\n"))
+        for folder, name, size in walk(top):
+            if size is None:
+                folders.append(folder)
+            else:
+                place = os.path.relpath(folder, top)
+                digest.update(os.fsencode(f"{place}/{name} {size}\n"))
     found = digest.hexdigest()[:16]
     if time.monotonic() - started > SECONDS_WORTH_REMEMBERING:
         _remember(memory, parts, folders, found)

@@ -181,6 +181,21 @@ def first_existing(folder: Path, names: Iterable[str], what: str) -> Path:
     )
 
 
+def read_lines(path: Path, what: str) -> list[str]:
+    """Lines of a text file, without their ends; a byte order mark is left out.
+
+    Raises:
+        UserError: missing, or not in UTF-8.
+    """
+    try:
+        with existing(path, what).open(encoding="utf-8-sig") as file:
+            return [line.removesuffix("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{what} {path} is no text in UTF-8 ({error.reason} at byte {error.start}); convert it"
+        ) from None
+
+
 def read_annotations(path: Path) -> dict[str, Any]:
     """Read a json of the COCO family: images, annotations, categories.
 
@@ -190,7 +205,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     what = "the annotation file"
     try:
         content = json.loads(existing(path, what).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not JSON ({error}); fetch it again") from None
     found = content if isinstance(content, dict) else {}
     if any(not isinstance(found.get(name), list) for name in ANNOTATION_KEYS):
@@ -204,6 +219,13 @@ def read_annotations(path: Path) -> dict[str, Any]:
                         f"{what} {path}: {key} of entry {number} of {name} is {said!r}; it must be "
                         f"{'a text' if kind is str else 'a whole number'}"
                     )
+    try:
+        os.fsencode("".join(image["file_name"] for image in content["images"]))
+    except UnicodeEncodeError as error:
+        odd = error.object[error.start : error.end]
+        raise UserError(
+            f"{what} {path} names a file with {odd!r}, which no name can hold"
+        ) from None
     if not content["categories"]:
         raise UserError(f"{what} {path} has no categories; it needs the list of classes")
     return content

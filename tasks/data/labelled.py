@@ -20,6 +20,7 @@ from tasks.data.formats import (
     first_existing,
     leads_outside,
     read_annotations,
+    read_lines,
     refuse,
 )
 
@@ -69,7 +70,8 @@ def easyformat_categories(home: Path) -> Path | None:
 
 def _class_folders(home: Path, split: str, tell: Tell) -> list[str]:
     folder = existing(home / split, f"the {split} split of {home.name}")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    folders = (entry for entry in folder.iterdir() if entry.is_dir())
+    classes = sorted(entry.name for entry in folders if not entry.name.startswith("."))
     if not classes:
         tell(
             "flat-folder",
@@ -91,7 +93,7 @@ def _read_folders(
     found = _class_folders(home, split, tell)
     for name in sorted({*found} - {*class_of}):
         tell("class-lists", home / split / name, "is the folder of no known class")
-    for name in sorted({*class_of} - {*found}):
+    for name in sorted({*class_of} - {*found}) if found else ():  # else it is told already
         tell("empty-class", home / split / name, f"class {name!r} has no folder")
     rank = {name: label for label, name in enumerate(classes)}
     names: list[str] = []
@@ -108,7 +110,7 @@ def _read_folders(
 
 
 def _images(folder: Path) -> list[str]:
-    found = os.listdir(folder)
+    found = (name for name in os.listdir(folder) if not name.startswith("."))
     return sorted(name for name in found if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
 
 
@@ -138,6 +140,9 @@ def read_inat(home: Path, split: str, tell: Tell = refuse, *, year: int) -> Labe
         else:
             names.append(files[image])
             labels.append(rank[category])
+    annotated = {annotation["image_id"] for annotation in content["annotations"]}
+    for image in (image for image in files if image not in annotated):
+        tell("no-label", path, f"image {image!r}, {files[image]!r}, has no annotation")
     return LabeledImages(Files(home, names), labels, [c["name"] for c in categories])
 
 
@@ -214,7 +219,7 @@ def _labelled(
 def read_list(path: Path, tell: Tell = refuse) -> list[tuple[str, int]]:
     """Lines of the form PATH LABEL."""
     entries = []
-    for number, line in enumerate(existing(path, "the list file").read_text().splitlines(), 1):
+    for number, line in enumerate(read_lines(path, "the list file"), 1):
         name, _, label = line.rpartition(" ")
         if name and label.isdecimal():
             entries.append((name, int(label)))

@@ -21,7 +21,15 @@ from typing import Any, NamedTuple
 
 from mae_bench.errors import UserError
 from mae_bench.job import write_atomically
-from tasks.data.formats import SPLITS, LabeledImages, Member, Tell, check_split, refuse
+from tasks.data.formats import (
+    SPLITS,
+    LabeledImages,
+    Member,
+    Tell,
+    check_split,
+    read_lines,
+    refuse,
+)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 HELD_OUT = 50
@@ -72,7 +80,7 @@ def source_fingerprint(name: str) -> str:
     digest = hashlib.sha256(kind.encode())
     for path in files:
         size = path.stat().st_size if path.exists() else None
-        digest.update(f"\n{path.relative_to(root)} {size}".encode())
+        digest.update(os.fsencode(f"\n{path.relative_to(root)} {size}"))
     return digest.hexdigest()[:16]
 
 
@@ -95,9 +103,14 @@ def _classes(folder: Path, tell: Tell) -> set[str]:
     if not folder.is_dir():
         tell("split-missing", folder, "does not exist; labels are scored on it")
         return set()
-    classes = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    found = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    classes = {entry.name for entry in found if entry.is_dir()}
+    loose = [entry.name for entry in found if entry.name not in classes and _is_image(entry.name)]
     if not classes:
         tell("flat-folder", folder, f"holds no class folder; give {folder.name}/<class>/<image>")
+    elif loose:
+        said = f"{min(loose)!r}, image 1 of {len(loose)} that are in no class folder"
+        tell("flat-folder", folder, f"holds {said}; give {folder.name}/<class>/<image>")
     empty = {label for label in classes if not any(_images_below(folder / label))}
     for label in sorted(empty):
         tell("empty-class", folder / label, "class folder holds no image")
@@ -123,11 +136,27 @@ def _folder_files(place: str) -> list[Path]:
     return found
 
 
-def _images_below(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
-                yield Path(folder, name)
+def _images_below(folder: Path, above: tuple[os.stat_result, ...] = ()) -> Iterator[Path]:
+    """Links are followed, but not into a folder that one is in already; hidden names are left out.
+
+    Args:
+        above: the folders on the way here.
+    """
+    here = os.stat(folder)
+    if any(os.path.samestat(here, known) for known in above):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _images_below(folder / entry.name, (*above, here))
+            elif _is_image(entry.name):
+                yield folder / entry.name
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _folder_entries(place: str, data_root: Path, tell: Tell) -> list[Entry]:
@@ -152,7 +181,8 @@ def _folder_entries(place: str, data_root: Path, tell: Tell) -> list[Entry]:
 
 def _list_entries(place: str, data_root: Path, tell: Tell) -> list[Entry]:
     """What a list names, if it is below the list's own folder or the data root."""
-    roots = tuple(os.path.abspath(root) + os.sep for root in (Path(place).parent, data_root))
+    allowed = (os.path.abspath(root) + os.sep for root in (Path(place).parent, data_root))
+    roots = tuple(dict.fromkeys(allowed))
     entries = []
     for entry in _listed(place):
         if os.path.abspath(str(entry.place)).startswith(roots):
@@ -168,17 +198,21 @@ def _listed(place: str) -> list[Entry]:
     listing = Path(place)
     if not listing.is_file():
         raise UserError(f"filelist:{place}: there is no such file")
-    try:
-        lines = [line.strip() for line in listing.read_text().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"filelist:{place}: it is no text file ({error.reason})") from None
+    lines = [line.strip() for line in read_lines(listing, "the list")]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise UserError(f"filelist:{place}: the list is empty; it needs one path a line")
-    pairs = [re.fullmatch(r"(.+?)[ \t]+(\d+)", line) for line in lines]
+    matches = [re.fullmatch(r"(.+?)[ \t]+(\d+)", line) for line in lines]
+    pairs = [match for match in matches if match]
     # A name may end in a number too; a list with labels has one in every line.
-    if all(pairs):
-        return [Entry(listing.parent / pair[1], pair[2]) for pair in pairs if pair]
+    if len(pairs) == len(lines):
+        return [Entry(listing.parent / pair[1], pair[2]) for pair in pairs]
+    if pairs and (listing.parent / pairs[0][1]).exists():
+        odd = lines[matches.index(None)]
+        raise UserError(
+            f"filelist:{place}: the line {odd!r} has no label behind it, {pairs[0][0]!r} has one; "
+            "give a whole number from 0 on in every line, or in none"
+        )
     return [Entry(listing.parent / line, "") for line in lines]
 
 

@@ -87,7 +87,7 @@ class _Examination:
             try:
                 found = data.read_split(self.name, self.data_root, split, self.found)
                 self.facts[split] = self.kind.add(split, found)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 self.found("layout", self.home, str(error))
         if labels:
             sources.check_labels(self.name, self.found)

@@ -5,7 +5,7 @@ Source: the format as cocodataset.org and pycocotools describe it.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +108,8 @@ class Coco(Kind):
 def _check_ids(annotations: Annotations, is_published: bool, tell: Tell) -> None:
     for name in ("categories", "images", "annotations"):
         entries = annotations.content[name]
-        for number, times in Counter(entry["id"] for entry in entries if "id" in entry).items():
+        ids = (entry["id"] for entry in entries if _is_id(entry.get("id")))
+        for number, times in Counter(ids).items():
             if times > 1:
                 tell("duplicate-id", annotations.path, f"{times} {name} have the id {number}")
     ids = [*annotations.names]
@@ -147,11 +148,11 @@ def _check_annotation(item: Mapping[str, Any], annotations: Annotations, tell: T
         found("unknown-image", "is of an image that is not listed")
     if category not in annotations.names:
         found("unknown-category", f"is of category {category!r}, which is not listed")
-    if "id" not in item:
-        found("no-id", "has no id")
+    if not _is_id(item.get("id")):
+        found("no-id", "has no id, a whole number or a text")
     if item.get("ignore"):
         found("ignore-flag", f"has ignore {item['ignore']!r}")
-    if item.get("iscrowd", 0) not in {0, 1}:
+    if item.get("iscrowd", 0) not in (0, 1):
         found("crowd-flag", f"has iscrowd {item['iscrowd']!r}")
     area = item.get("area", 0)
     if not _finite([area]) or area < 0:
@@ -247,12 +248,17 @@ def runs_of(counts: str) -> list[int]:
     return runs
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
 def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, int) and 0 < value < 2**31
 
 
 def _finite(numbers: Iterable[Any]) -> bool:
-    return all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    # Whole numbers of a json have no largest one, and not all of them fit into a float.
+    return all(isinstance(n, int | float) and abs(n) <= sys.float_info.max for n in numbers)
 
 
 def _check_formats(annotations: Annotations, tell: Tell) -> None:

@@ -32,8 +32,10 @@ class Rule(NamedTuple):
 
 LABELLED, COCO, ADE20K = ("labelled",), ("coco",), ("ade20k",)
 RULES: dict[str, Rule] = {
-    # Everything.
+    # What explains other faults comes first.
     "layout": Rule("Every file and folder of the layout is there and can be read."),
+    "flat-folder": Rule("Images lie in a folder for each class.", LABELLED),
+    "split-missing": Rule("Own folders with `train/` have `val/`, too.", LABELLED),
     "count": Rule("A published dataset has the published number of images."),
     "class-count": Rule("A published dataset has the published number of classes."),
     "class-lists": Rule("Training and validation name the same classes, in the same order."),
@@ -49,8 +51,7 @@ RULES: dict[str, Rule] = {
     "label-range": Rule("Every label is one of the class list, which counts from 0.", LABELLED),
     "outside-root": Rule("A list names nothing outside of the dataset's folder."),
     "empty-class": Rule("Every class has images to train on.", LABELLED),
-    "flat-folder": Rule("Images lie in a folder for each class.", LABELLED),
-    "split-missing": Rule("Own folders with `train/` have `val/`, too.", LABELLED),
+    "no-label": Rule("Every image that is listed has a label.", LABELLED, owners_may=True),
     "duplicate-entry": Rule("No image is listed twice.", LABELLED),
     "folder-and-label": Rule("Images of a category's folder have its label.", LABELLED),
     "long-tail": Rule("Every class has about as many training images.", LABELLED, is_note=True),
