@@ -170,8 +170,8 @@ def _progress(shown: bool) -> Iterator[Told]:
 
 
 def _print_report(report: Report) -> None:
-    said = f"{report.dataset} in {report.home}" + (", a subset" if report.subset else "")
-    typer.echo(_printable(said))
+    title = f"{report.dataset} in {report.home}" + (", a subset" if report.subset else "")
+    typer.echo(_printable(title))
     for split, facts in report.splits.items():
         said = (f"{_plain(value)} {what}" for what, value in facts.items() if _is_plain(value))
         typer.echo(f"{split}: {', '.join(said)}")
