@@ -258,6 +258,13 @@ def test_a_users_set_with_the_folders_of_ade20k_and_a_plain_class_list(tmp_path)
         ('{"classes": []}', "names 0 classes; 1 to 255"),
         ("{", "file: Invalid JSON"),
         ('{"classes": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "2 colours for 1 classes"),
+        (
+            '{"classes": ["a"], "palette": [[1, 2, 256]]}',
+            "palette.0.2: .* than or equal to 255",
+        ),
+        ('{"classes": ["a", "b", "a"]}', "a name of its own; 'a' is none"),
+        ('{"classes": ["a", ""]}', "a name of its own; '' is none"),
+        (json.dumps({"classes": [str(k) for k in range(255)]}), "255 is the value of '254' and"),
     ],
 )
 def test_a_wrong_dataset_file_is_refused(about, message, tmp_path):

@@ -23,7 +23,7 @@ from mae_bench.recipes import CONFIGS, load_recipe
 from mae_bench.records import Run
 from tasks import data, segmentation
 from tasks.segmentation import build_segmentor, building, mmseg_config
-from tasks.segmentation.picture import Example, error_map
+from tasks.segmentation.picture import Example, draw, error_map
 from tasks.segmentation.scores import evaluate
 from tasks.segmentation.transforms import CachedLoading
 
@@ -328,6 +328,16 @@ def test_error_map():
     assert share == pytest.approx(1 / 3)
     red = (picture == (214, 39, 40)).all(-1)
     assert red.tolist() == [[False, True], [False, False]]
+
+
+def test_any_name_of_a_class_can_be_drawn(tmp_path):
+    """matplotlib takes a $ for a formula and leaves out names with a leading underscore."""
+    names = [r"$\frac$", "_background", "n" * 300]
+    truth = np.arange(9).reshape(3, 3) % 3
+    example = Example(np.zeros((3, 3, 3), np.uint8), truth, truth)
+    draw([example], {"classes": names, "palette": [[1, 2, 3]] * 3}, tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in [*names[:2], "n" * 24])
 
 
 @pytest.mark.slow

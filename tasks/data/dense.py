@@ -206,8 +206,8 @@ def _about(listing: Path) -> Ade20kFile:
     last = len(about.classes) - 1 + about.reduce_zero_label
     if last == about.ignore_value and "ignore_value" not in about.model_fields_set:
         raise UserError(
-            f"{listing}: {last} is the value of {about.classes[-1]!r} and of what is ignored; say "
-            "in dataset.json which value is ignored (ignore_value), one that no map holds if none is"
+            f"{listing}: {last} is the value of {about.classes[-1]!r} and the one that is ignored; "
+            "say another ignore_value in dataset.json, or the same if that is meant"
         )
     return about
 

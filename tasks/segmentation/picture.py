@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 
 from tasks.data.maps import IGNORED
 
-# Of the legend; and px of a map as it is drawn.
-COLUMNS, MOST = 6, 29
+# Of the legend, the last in letters of a name; and px of a map as it is drawn.
+COLUMNS, MOST, LONGEST = 6, 29, 24
 LARGEST_SIDE = 400
 
 
@@ -48,7 +48,11 @@ def draw(examples: Sequence[Example], metainfo: Mapping[str, Any], path: Path) -
             axis.set_axis_off()
         place = dict(transform=row[3].transAxes, ha="right", va="bottom", fontsize=7)
         row[3].text(0.98, 0.02, f"{share:.1%} wrong", **place)
-    figure.legend(handles=patches, loc="lower center", ncols=COLUMNS, fontsize=8, frameon=False)
+    # Names as they are: matplotlib would leave out those with a leading _ and set $ as formulas.
+    style = dict(loc="lower center", ncols=COLUMNS, fontsize=8, frameon=False)
+    legend = figure.legend(patches, ["?"] * len(patches), **style)
+    for text, patch in zip(legend.get_texts(), patches, strict=True):
+        text.set(text=patch.get_label(), parse_math=False)
     figure.tight_layout(rect=(0, foot / figure.get_figheight(), 1, 1), pad=0.4)
     figure.savefig(path, dpi=150)
 
@@ -69,7 +73,8 @@ def _patches(
     maps = [each.ravel() for example in examples for each in (example.truth, example.prediction)]
     pixels = np.bincount(np.concatenate(maps), minlength=256)
     shown = [label for label in np.argsort(-pixels, kind="stable") if pixels[label]]
-    names = {**dict(enumerate(classes)), IGNORED: "unlabelled"}
+    names = {number: name[:LONGEST] for number, name in enumerate(classes)}
+    names[IGNORED] = "unlabelled"
     patches = [
         Patch(fc=palette[label] / 255, ec="0.6", label=names[label]) for label in shown[:MOST]
     ]
