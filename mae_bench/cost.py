@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from mae_bench.flops import model_of, training_flops
+from mae_bench.flops import NUM_TRAIN, model_of, training_flops
 from mae_bench.records import Record, Run, Scale, Strict
 from tasks import WITHOUT_WEIGHTS
+from tasks.data.extent import Extent
 
 # What MAE reconstructs hardly changes how long a run takes.
 IGNORED = frozenset({"model.target"})
@@ -75,10 +76,16 @@ class Estimates:
 
     Args:
         folder: of the runs' folders, to measure their size; None to go by formula.
+        extent: of a dataset that is not a published one; None where nobody can say.
     """
 
-    def __init__(self, records: Iterable[Record] = (), folder: Path | None = None):
-        self._folder = folder
+    def __init__(
+        self,
+        records: Iterable[Record] = (),
+        folder: Path | None = None,
+        extent: Callable[[str], Extent | None] = lambda dataset: None,
+    ):
+        self._folder, self._extent = folder, extent
         self._done: dict[str, list[Record]] = {}
         self._alike: dict[tuple[str, str], list[Record]] = {}
         self._speeds: dict[tuple[str, str, float], Speed | None] = {}
@@ -117,14 +124,14 @@ class Estimates:
 
     def cost(self, run: Run, scale: Scale) -> Cost:
         """Return what a run is expected to cost."""
-        flops, kept, peak = training_flops(run), *_disk(run)
+        flops, kept, peak = self._flops(run), *_disk(run)
         kind = _kind(run)
         measured = self._of_kind(kind)
         if measured:
             kept = self._size(kind, self._done[kind][-1]) or kept
             return Cost(flops=flops, disk_bytes=kept, peak_disk_bytes=peak, **measured)
         if flops is None:
-            return Cost(disk_bytes=kept, peak_disk_bytes=peak)
+            return Cost(disk_bytes=kept, peak_disk_bytes=peak, source=_why_unknown(run))
         like = (run.task, run.backbone, flops)
         if like not in self._speeds:
             self._speeds[like] = self._speed(*like)
@@ -151,7 +158,7 @@ class Estimates:
     def _speed(self, task: str, backbone: str, flops: float) -> Speed | None:
         """Of finished runs of the same task and backbone that are not much shorter."""
         done = self._alike.get((task, backbone), [])
-        known = ((training_flops(record.run) or 0.0, record) for record in done)
+        known = ((self._flops(record.run) or 0.0, record) for record in done)
         counted = [(its, record) for its, record in known if its and its >= COMPARABLE * flops]
         seconds = sum(_device_seconds(record) for _, record in counted)
         if not seconds:
@@ -159,6 +166,9 @@ class Estimates:
         device, on_gpu = _device(counted[-1][1])
         source = f"scaled from {_runs(len(counted))} of this task and backbone on {device}"
         return Speed(sum(flops for flops, _ in counted) / seconds, device, on_gpu, source)
+
+    def _flops(self, run: Run) -> float | None:
+        return training_flops(run, None if run.dataset in NUM_TRAIN else self._extent(run.dataset))
 
     def _size(self, kind: str, record: Record) -> int:
         if kind not in self._sizes:
@@ -176,7 +186,16 @@ def _kind(run: Run) -> str:
             for key, value in entries
             if f"{section}.{key}" not in IGNORED
         ]
-    return repr((run.task, run.backbone, sections))
+    solver: Any = run.recipe_values.get("solver", {})
+    # How long epochs are is up to the data.
+    dataset = run.dataset if solver.get("iterations") is None else None
+    return repr((run.task, run.backbone, dataset, sections))
+
+
+def _why_unknown(run: Run) -> str:
+    if model_of(run) is None:
+        return f"no formula knows {run.task} with {run.backbone}, the first run that is done tells"
+    return f"how many images {run.dataset} has is not known before it is there"
 
 
 def _measured(done: list[Record]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from backbones.architectures import ARCHITECTURES, Architecture
 from mae_bench.records import Run
+from tasks.data.extent import LARGEST_SIDE, Extent
 
 FLOPS_PER_MULTIPLY_ADD = 2
 # The backward pass computes two products, for inputs and for weights, per product of the forward.
@@ -30,8 +31,6 @@ NUM_TRAIN = {
     "places205": 2_448_873,
     "places365": 1_803_460,
 }
-# Of a recipe that takes the image size from the data: the largest that it takes.
-LARGEST_SIDE = 512
 # Published numbers of classes are small beside the layers below; one value serves all heads.
 CLASSES = 100
 
@@ -77,26 +76,37 @@ class Model:
     whole: Work
 
 
-def model_of(run: Run) -> Model | None:
-    """Return what a run trains; None where no formula knows the task or the encoder."""
+def model_of(run: Run, extent: Extent | None = None) -> Model | None:
+    """Return what a run trains; None where no formula knows the task or the encoder.
+
+    Args:
+        extent: of the dataset, where the recipe leaves the image size to it; without, the largest.
+    """
     architecture, formula = ARCHITECTURES.get(run.backbone), FORMULAS.get(run.task)
     if architecture is None or formula is None:
         return None
-    return formula(architecture, run.recipe_values["data"], run.recipe_values["model"])
+    settings: Any = run.recipe_values["data"]
+    if extent and settings.get("image_size", 0) is None:
+        settings = {**settings, "image_size": extent.side}
+    return formula(architecture, settings, run.recipe_values["model"])
 
 
-def training_flops(run: Run) -> float | None:
-    """Return the FLOPs of a run's training; None where no formula knows it."""
-    model, images = model_of(run), training_images(run)
+def training_flops(run: Run, extent: Extent | None = None) -> float | None:
+    """Return the FLOPs of a run's training; None where no formula knows it.
+
+    Args:
+        extent: of the dataset, unless it is a published one.
+    """
+    model, images = model_of(run, extent), training_images(run, extent)
     return None if model is None or images is None else images * model.whole.training_flops
 
 
-def training_images(run: Run) -> float | None:
+def training_images(run: Run, extent: Extent | None = None) -> float | None:
     """Return how many images a training sees; None for epochs over a set of unknown size."""
     solver: Any = run.recipe_values["solver"]
     if solver.get("iterations") is not None:
         return float(solver["iterations"] * solver["batch_size"])
-    size = NUM_TRAIN.get(run.dataset)
+    size = NUM_TRAIN.get(run.dataset, extent.images if extent else None)
     # Without either, each image is seen once (frozen features).
     return None if size is None else float(solver.get("epochs", 1) * size)
 

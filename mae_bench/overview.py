@@ -105,7 +105,8 @@ class Status(Strict):
 def graph(plan: Plan, workspace: Workspace) -> Graph:
     """Return every run in order with its state and expected cost."""
     records = workspace.records()
-    states, estimates = workspace.states(plan, records), Estimates(records.values(), workspace.runs)
+    states = workspace.states(plan, records)
+    estimates = Estimates(records.values(), workspace.runs, plan.extent)
     runs = tuple(
         PlannedView(**_identity(planned, states), cost=estimates.cost(planned.run, plan.scale))
         for planned in plan.runs

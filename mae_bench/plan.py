@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -18,6 +19,7 @@ from mae_bench.records import Row, Run, Scale, Setting, Table, Upstream
 from mae_bench.selection import Cell, CellKey, at_scale, cells_of, lacks, note_changes, select
 from mae_bench.sharing import first_alike
 from tasks import TASK_VERSIONS, TASKS, WITHOUT_WEIGHTS, data
+from tasks.data.extent import Extent, extent
 from tasks.pretraining import INITS, PRETRAINING_DATASET, TOKENIZER, Init
 
 TABLES = tuple(
@@ -59,6 +61,7 @@ class Plan:
         absent_tables: table -> why it is left out.
         absent_data: dataset -> what is wrong with it; the ids of its runs are not final yet, and
             nothing can be trained before it is there.
+        extent: dataset -> how much there is to train on; None where it cannot be read.
     """
 
     scale: Scale
@@ -68,6 +71,7 @@ class Plan:
     asked: tuple[str, ...] = ()
     absent_tables: Mapping[str, str] = field(default_factory=dict)
     absent_data: Mapping[str, str] = field(default_factory=dict)
+    extent: Callable[[str], Extent | None] = field(default=lambda dataset: None, compare=False)
 
     def check_data(self) -> None:
         """Refuse to go on without the data.
@@ -231,7 +235,8 @@ class Planner:
         """
         self._check_overrides()
         runs, absent = tuple(self.runs.values()), dict(self._absent_data)
-        return Plan(self.scale, runs, absent_data=absent, **parts)
+        known = lru_cache(partial(extent, data_root=self._data_root))
+        return Plan(self.scale, runs, absent_data=absent, extent=known, **parts)
 
     def cell(self, cell: Cell) -> CellPlan:
         """Plan what fills a cell."""

@@ -13,6 +13,7 @@ from mae_bench.cost import STATED, Cost, Estimates, folder_bytes
 from mae_bench.flops import model_of, training_flops, training_images
 from mae_bench.recipes import load_recipe
 from mae_bench.records import Record, Run
+from tasks.data.extent import Extent
 
 DEFAULTS = {
     "pretraining": "pretraining/mini_mae",
@@ -193,10 +194,31 @@ def test_the_stated_speed_is_what_its_source_says() -> None:
 def test_what_no_formula_knows_is_unknown() -> None:
     other = run("detection", backbone="timm:resnet50")
     assert training_flops(other) is None
-    assert Estimates().cost(other, "mini") == Cost()
+    said = "no formula knows detection with timm:resnet50, the first run that is done tells"
+    assert Estimates().cost(other, "mini") == Cost(source=said)
     values = load_recipe("pretraining/mae")
     epochs = made_up.run("pretraining", recipe="x", recipe_values=values, dataset="mine")
     assert training_flops(epochs) is None
+    assert "how many images mine has" in Estimates().cost(epochs, "mini").source
+
+
+def test_own_data_has_a_price() -> None:
+    """By its number of images and, where the recipe leaves that to it, their size."""
+    values = load_recipe("detection/own_data", {"solver.epochs": 3}, backbone="vit_tiny_patch16")
+    given = dict(recipe="detection/own_data", backbone="vit_tiny_patch16", dataset="coco-format:x")
+    own = made_up.run("detection", recipe_values=values, **given)
+    set_size = {**values, "data": {**values["data"], "image_size": 160}}
+    same = made_up.run("detection", recipe_values=set_size, **given)
+    small, large = Extent(200, 160), Extent(400, 160)
+    found = Estimates(extent=lambda name: small).cost(own, "mini")
+    assert found.flops == 3 * 200 * model_of(same).whole.training_flops
+    assert found.core_hours == pytest.approx(found.flops / STATED["mini"].flops_per_second / 3600)
+    measured = Estimates(
+        [done(own, 100.0)], extent=lambda name: small if name[-1] == "x" else large
+    )
+    elsewhere = own.model_copy(update={"dataset": "coco-format:y"})
+    assert measured.cost(own, "mini").source.startswith("measured")
+    assert measured.cost(elsewhere, "mini").seconds == pytest.approx(200.0)
 
 
 def done(which: Run, seconds: float, gpu: str | None = None, world_size: int = 1) -> Record:
@@ -232,9 +254,9 @@ def test_a_smoke_run_tells_nothing_about_a_long_one() -> None:
 def test_many_runs_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[Run] = []
 
-    def counting(which: Run) -> float | None:
+    def counting(which: Run, extent: Extent | None) -> float | None:
         counted.append(which)
-        return training_flops(which)
+        return training_flops(which, extent)
 
     monkeypatch.setattr("mae_bench.cost.training_flops", counting)
     estimates = Estimates(done(run("detection", seed=seed), 100.0) for seed in range(50))

@@ -94,6 +94,7 @@ def test_pixels_are_normalised_as_in_pretraining(root):
     assert np.allclose(PIXEL_MEAN, 255 * np.array(IMAGENET_DEFAULT_MEAN))
     assert np.allclose(PIXEL_STD, 255 * np.array(IMAGENET_DEFAULT_STD))
     model = instantiate(lazy(root)["model"])
+    assert model.input_format == "RGB"
     red = torch.tensor([255.0, 0, 0])[:, None, None].expand(3, 96, 96)
     pixels = model.preprocess_image([{"image": red}]).tensor[0, :, 0, 0]
     expected = (np.array([1.0, 0, 0]) - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD

@@ -185,6 +185,15 @@ def test_validation_reads_each_image_once_with_and_without_objects(red_l):
     assert [item["image_id"] for (item,) in loader] == [1, 2]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_recipes_loaders_read_rgb(red_l, split):
+    """A small red L on blue, whatever the jitter."""
+    loader = instantiate(lazy(red_l, **{"solver.batch_size": 1})["dataloader"][split])
+    (item,) = next(iter(loader))
+    red, _, blue = item["image"].float().mean((1, 2))
+    assert blue > 2 * red
+
+
 def test_the_catalog_follows_the_data_root(root, red_l):
     name = register("mini-coco", red_l, "train")
     DatasetCatalog.get(name)

@@ -25,9 +25,9 @@ from mae_bench.job import STATE_FILE, Job, write_atomically
 from mae_bench.records import Outcome
 from tasks import distributed
 from tasks.data import coco_split, get_dataset, verify
+from tasks.data.extent import contents
 from tasks.data.formats import SPLITS
 from tasks.detection.config import lazy_config
-from tasks.detection.data import contents
 from tasks.detection.picture import picture
 from tasks.detection.scores import evaluate, metrics_of, per_class
 from tasks.detection.training import train

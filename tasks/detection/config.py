@@ -7,7 +7,6 @@ Source: arXiv:2111.11429 (Li et al.), which arXiv:2111.06377 A.3 refers to, and 
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,20 +28,17 @@ from backbones.groups import parameter_groups, parameter_rules, unwrapped
 from mae_bench.errors import UserError, unknown
 from tasks.detection.data import (
     evaluator,
+    fitting_side,
     num_classes,
     num_train_images,
     test_loader,
     train_loader,
-    typical_side,
 )
 from tasks.detection.model import detector
 from tasks.engine import duration
 from tasks.engine.acceleration import PRECISIONS
 
 LOG_EVERY = 10
-# An image size that follows the data: a multiple of every stride, and no larger than is needed to
-# see what there is in most photographs.
-SIDE_STEP, SMALLEST_SIDE, LARGEST_SIDE = 32, 96, 512
 # Where ViTDet's lr falls: after iterations 163889 and 177546 of 184375.
 MILESTONES = (8 / 9, 26 / 27)
 # Steps for which these differ: a smoke run's schedule is a longer one's, read at its few places.
@@ -114,8 +110,7 @@ def sized(recipe: Mapping[str, Any], dataset: str, data_root: str | Path) -> dic
     """The recipe with an image size: one of None becomes that of the training images."""
     filled = copy.deepcopy(dict(recipe))
     if filled["data"]["image_size"] is None:
-        side = math.ceil(typical_side(dataset, data_root) / SIDE_STEP) * SIDE_STEP
-        filled["data"]["image_size"] = min(max(side, SMALLEST_SIDE), LARGEST_SIDE)
+        filled["data"]["image_size"] = fitting_side(dataset, data_root)
     return filled
 
 

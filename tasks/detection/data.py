@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pycocotools.mask
@@ -29,6 +25,7 @@ from detectron2.evaluation import COCOEvaluator
 from mae_bench.errors import UserError
 from tasks import distributed
 from tasks.data import coco_split, prepare
+from tasks.data.extent import contents, image_side
 from tasks.data.formats import CocoSplit
 from tasks.data.images import BrokenImages
 from tasks.data.reading import DAMAGE, BrokenImage, read_image
@@ -55,38 +52,6 @@ def num_classes(dataset: str, data_root: str | Path) -> int:
     return len(_split(dataset, data_root, "train").classes)
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What an annotation file counts.
-
-    Attributes:
-        images: all; `annotated`: those with an object that is not a crowd.
-        annotations: all.
-        side: median of the images' longer sides, in pixels.
-    """
-
-    images: int
-    annotated: int
-    annotations: int
-    side: float
-
-
-def contents(path: Path) -> Contents:
-    """Count an annotation file; COCO's takes seconds to read, so each is read once."""
-    state = path.stat()
-    return _contents(path, (state.st_mtime_ns, state.st_size))
-
-
-@lru_cache(maxsize=8)
-def _contents(path: Path, version: tuple[int, int]) -> Contents:
-    content = json.loads(path.read_text())
-    images, annotations = content["images"], content["annotations"]
-    objects = (item for item in annotations if not item.get("iscrowd", 0))
-    annotated = {item["image_id"] for item in objects} & {image["id"] for image in images}
-    side = median([max(image.get("height", 0), image.get("width", 0)) for image in images] or [0])
-    return Contents(len(images), len(annotated), len(annotations), side)
-
-
 def num_train_images(dataset: str, data_root: str | Path) -> int:
     """Training images with annotations; of a public set that is not there, as published."""
     try:
@@ -97,9 +62,9 @@ def num_train_images(dataset: str, data_root: str | Path) -> int:
         raise
 
 
-def typical_side(dataset: str, data_root: str | Path) -> float:
-    """Median of the training images' longer sides, in pixels."""
-    return contents(_split(dataset, data_root, "train").json).side
+def fitting_side(dataset: str, data_root: str | Path) -> int:
+    """Image size that follows the training images."""
+    return image_side(contents(_split(dataset, data_root, "train").json).side)
 
 
 def _split(dataset: str, data_root: str | Path, split: str) -> CocoSplit:
