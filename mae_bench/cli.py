@@ -379,6 +379,7 @@ def _finish(good: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 good, 1 something failed, 2 bad input."""
     try:
+        _check_text(sys.argv[1:] if arguments is None else arguments)
         with naming_full_disk("the folder that was being written to"):
             code = app(args=arguments, prog_name="mae-bench", standalone_mode=False)
     except UserError as error:
@@ -398,6 +399,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse names that no record could hold."""
+    for text in arguments:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{text!a} is not UTF-8; give a file or name that is") from None
 
 
 def _complain(message: str) -> int:

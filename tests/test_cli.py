@@ -33,6 +33,11 @@ BAD_INPUT = {
     ),
     "imported init": ([*TRANSFER, "--init", "beit"], "init 'beit': only imported", "beit=FILE"),
     "init file": (["reproduce", "table4", "--init", "my=none.pth"], "no such file", "my=none.pth"),
+    "no text": (
+        ["reproduce", "table4", "--init", "my=\udcff.pth"],
+        "'my=\\udcff.pth'",
+        "not UTF-8",
+    ),
     "init form": (["reproduce", "table4", "--init", "my"], "not of the form", "NAME:FORMAT=FILE"),
     "backbone": (
         [*TRANSFER, "--init", "random", "--backbone", "vit_mini_patch9"],

@@ -406,4 +406,8 @@ def test_hostile_text_stays_text_in_the_browser(chromium: Browser, tmp_path: Pat
             f"form.elements['{name}'].selectedIndex = form.elements['{name}'].length - 1;"
             "form.dispatchEvent(new Event('change', {bubbles: true}))"
         )
+    chromium.run("form.reset()")
+    for width in (390, 1280):
+        chromium.look(width)
+        assert chromium.run("document.documentElement.scrollWidth") == width
     assert chromium.errors == [] and chromium.outside == []

@@ -23,7 +23,16 @@ from worlds import HOSTILE, World
 from mae_bench.aggregate import TableResult, aggregate
 from mae_bench.errors import UserError
 from mae_bench.plan import CellPlan
-from mae_bench.report import DEFAULT_FORMATS, FILES, latex, markdown, terminal, write_report
+from mae_bench.report import (
+    DEFAULT_FORMATS,
+    FILES,
+    latex,
+    long_form,
+    markdown,
+    terminal,
+    wording,
+    write_report,
+)
 from mae_bench.report.long_form import FIELDS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -202,9 +211,30 @@ def test_no_csv_cell_is_a_formula(tmp_path: Path):
     results, records = worlds.hostile()
     write_report(results, records, tmp_path, ["csv"], work_dir=tmp_path)
     frame = pandas.read_csv(tmp_path / "results.csv", dtype=str, keep_default_na=False)
-    assert set(frame["row"]) == {HOSTILE, "'=cmd()", "[0pt]"}
+    assert set(frame["row"]) == {wording.printable(HOSTILE), "'=cmd()", "[0pt]"}
     assert "'=1+1" in set(frame["commit"])
     assert not frame.map(lambda cell: cell.startswith(("=", "+", "-", "@"))).any(axis=None)
+
+
+@pytest.mark.parametrize("text", ["=1", "-1+2", "@SUM(1)", "\t=1", "\n=1", " =1", "\uff1d1"])
+def test_a_csv_cell_that_might_run_gets_an_apostrophe(text: str):
+    assert long_form.harmless(text) == f"'{text}"
+
+
+def test_a_csv_cell_keeps_numbers_and_words():
+    plain = [-1.5, None, True, "a=b", "1-2"]
+    assert [long_form.harmless(one) for one in plain] == plain
+    assert long_form.harmless("a\0\u202eb") == "a\ufffd\ufffdb"
+
+
+def test_very_long_names_are_cut_in_the_middle():
+    assert wording.name("a" * 100) == "a" * 100
+    cut = wording.name("a" * 500 + "\n" + "b" * 500)
+    assert len(cut) == 100 and set(cut) == {"a", "…", "b"}
+
+
+def test_latex_keeps_letters_with_accents():
+    assert latex.escape("naïve—Écrin β") == "naïve---Écrin ?"
 
 
 def test_writing_twice_gives_the_same_files(measured: World, tmp_path: Path):

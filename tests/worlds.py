@@ -13,6 +13,7 @@ HOSTILE = (
     "<script>alert(1)</script> & a_b $x$ {y} 50% #1 ~^\\ | *b* `c` [red](http://e.vil)\x1b[31m"
     ' --q"q"'
 )
+LONG = "=" + 3000 * "W"
 BASE = {
     "random": 10.0,
     "supervised": 20.0,
@@ -45,7 +46,7 @@ def hostile() -> World:
     table = made_up.tables()[0]
     rows = (
         table.rows[0].model_copy(update={"init": HOSTILE, "title": HOSTILE}),
-        table.rows[1].model_copy(update={"init": "=cmd()", "title": "=cmd()"}),
+        table.rows[1].model_copy(update={"init": LONG, "title": "=cmd()"}),
         table.rows[4].model_copy(update={"title": "[0pt]"}),
     )
     column = table.columns[0].model_copy(update={"title": HOSTILE, "group": HOSTILE})

@@ -33,6 +33,7 @@ ESCAPES = {
     **{char: f"\\{char}" for char in "&%$#_"},
 }
 ASCII = 128
+ACCENTED = re.compile("[À-ÅÇ-ÏÑ-ÖÙ-Ýà-åç-ïñ-öù-ýÿ]")
 NOTHING = "\N{ZERO WIDTH SPACE}"
 
 
@@ -42,10 +43,13 @@ def render(results: Iterable[TableResult]) -> str:
 
 
 def escape(text: str) -> str:
-    """Make text show as it is under plain pdfLaTeX; what lies outside ASCII becomes "?"."""
+    """Make text show as it is under plain pdfLaTeX.
+
+    Of what lies outside ASCII it has Western letters with accents; the rest becomes "?".
+    """
     kept = re.sub("-(?=-)", f"-{NOTHING}", wording.printable(text))  # "--" would become a dash
     found = (ESCAPES.get(char, char) for char in kept)
-    return "".join(part if ord(part[0]) < ASCII else "?" for part in found)
+    return "".join(part if ord(part[0]) < ASCII or ACCENTED.match(part) else "?" for part in found)
 
 
 def _table(result: TableResult) -> str:
@@ -90,7 +94,7 @@ def _group_lines(result: TableResult) -> list[str]:
 
 def _row(result: TableResult, row: RowResult) -> list[str]:
     scores = (_score(result, index, cell) for index, cell in enumerate(row.cells))
-    lines = [_line([escape(row.row.title), *scores])]
+    lines = [_line([escape(wording.row_title(row)), *scores])]
     for label, texts in wording.below(result, row):
         first, *others = (rf"{{\footnotesize {escape(text)}}}" for text in (label, *texts))
         lines.append(_line([rf"\quad{first}", *others]))

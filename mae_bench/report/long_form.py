@@ -2,7 +2,8 @@
 
 What each field means is in docs/records.md.
 
-In the CSV, text that a spreadsheet would run as a formula has an apostrophe before it. To load:
+In the CSV, text that a spreadsheet would run as a formula has an apostrophe before it, and control
+characters are replaced by a mark. To load:
 
     text = {"run_id": str, "commit": str}  # digits only, one of these would turn into a number
     pandas.read_csv("results.csv", dtype=text)  # pandas 2: float_precision="round_trip" too
@@ -15,6 +16,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -30,7 +32,8 @@ FIELDS = (
     *("seconds", "peak_memory_mb", "images_per_second", "started", "commit"),
     "paper_at_paper_scale",
 )
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# The wide forms count in East Asian spreadsheets; white space before any of them is passed over.
+FORMULA = re.compile(r"\s|[=+@\uff1d\uff0b\uff0d\uff20-]")
 
 
 def lines(
@@ -62,7 +65,7 @@ def render_csv(results: Iterable[TableResult], records: Mapping[str, Record]) ->
     writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
     writer.writeheader()
     for row in lines(results, records):
-        writer.writerow({name: _harmless(value) for name, value in row.items()})
+        writer.writerow({name: harmless(value) for name, value in row.items()})
     return file.getvalue()
 
 
@@ -132,7 +135,9 @@ def _paper(cell: Cell) -> str:
     )
 
 
-def _harmless(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
-    return value
+def harmless(value: Any) -> Any:
+    """A value as a cell that a spreadsheet shows and does not run."""
+    if not isinstance(value, str):
+        return value
+    text = wording.printable(value)
+    return f"'{text}" if FORMULA.match(text) else text

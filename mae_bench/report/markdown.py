@@ -39,7 +39,7 @@ def _section(result: TableResult) -> str:
     ]
     for row in result.rows:
         scores = (_score(result, index, cell) for index, cell in enumerate(row.cells))
-        lines.append(_line([escape(row.row.title), *scores]))
+        lines.append(_line([escape(wording.row_title(row)), *scores]))
         for label, texts in wording.below(result, row):
             lines.append(_line(f"*{escape(text)}*" for text in (label, *texts)))
     lines += [_line(map(escape, (title, *texts))) for title, texts in wording.contrasts(result)]

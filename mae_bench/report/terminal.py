@@ -55,7 +55,7 @@ def _table(result: TableResult, block: range) -> Table:
         table.add_column(_text(header), justify="right")
     for row in result.rows:
         cells = (_score(result, index, row.cells[index]) for index in block)
-        table.add_row(_text(row.row.title), *cells)
+        table.add_row(_text(wording.row_title(row)), *cells)
         for label, texts in wording.below(result, row):
             own = (texts[index] for index in block)
             table.add_row(*(_text(text, QUIET) for text in (f" {label}", *own)))

@@ -17,6 +17,7 @@ PAPER_BACKBONES = ("vit-b16", "vit-l16")
 PAPER_LABEL = "paper, ViT-B / L"
 NOTHING = "\N{EN DASH}"
 LONGEST_REASON = 160
+LONGEST_NAME = 100
 LINES = re.compile(r"[\n\t]")
 SHORT_STATES = {"not available": "n/a", "not asked for": NOTHING, "missing": "not run"}
 MINUS = "\N{MINUS SIGN}"
@@ -111,8 +112,8 @@ def contrasts(result: TableResult) -> list[tuple[str, list[str]]]:
     if all(contrast.difference.high is None for contrast in result.contrasts):
         return []
     for contrast in result.contrasts:
-        name = f"{contrast.subject.title} {MINUS} {contrast.other.title}"
-        line = found.setdefault(name, [NOTHING] * len(result.columns))
+        rows = f"{name(contrast.subject.title)} {MINUS} {name(contrast.other.title)}"
+        line = found.setdefault(rows, [NOTHING] * len(result.columns))
         line[contrast.column] = difference(contrast.difference)
     lines = list(found.items())
     smallest = [column.minimum_difference for column in result.columns]
@@ -146,8 +147,8 @@ def kicker(result: TableResult) -> str:
 
 def group(result: TableResult, column: ColumnResult) -> str:
     """A column's heading; at mini scale it says so: what is measured there is not "COCO"."""
-    name = column.column.group
-    return f"mini {name}" if result.scale == "mini" and "mini" not in name else name
+    heading = name(column.column.group)
+    return f"mini {heading}" if result.scale == "mini" and "mini" not in heading else heading
 
 
 def title(result: TableResult) -> str:
@@ -157,15 +158,15 @@ def title(result: TableResult) -> str:
 
 def column_title(result: TableResult, column: ColumnResult) -> str:
     """A column's title with its unit, and its backbone where there are several."""
-    text = column.column.title
+    text = name(column.column.title)
     if column.unit and column.unit not in text:
-        text += f" ({column.unit})"
+        text += f" ({name(column.unit)})"
     return _of_backbone(result, column, text)
 
 
 def short_title(result: TableResult, column: ColumnResult) -> str:
     """A column's title without its unit."""
-    return _of_backbone(result, column, column.column.title)
+    return _of_backbone(result, column, name(column.column.title))
 
 
 def _of_backbone(result: TableResult, column: ColumnResult, text: str) -> str:
@@ -173,9 +174,9 @@ def _of_backbone(result: TableResult, column: ColumnResult, text: str) -> str:
     return f"{text}, {short_backbone(column.backbone)}" if several else text
 
 
-def short_backbone(name: str) -> str:
+def short_backbone(backbone: str) -> str:
     """One of ours as the paper prints its own: "vit_base_patch16" -> "ViT-B"."""
-    return paper_backbone(BACKBONES.get(name, name))
+    return paper_backbone(BACKBONES.get(backbone, name(backbone)))
 
 
 def direction(column: ColumnResult) -> str:
@@ -188,11 +189,11 @@ def groups(result: TableResult) -> list[tuple[str, int]]:
     """Headings over neighbouring columns, with the number of columns each spans."""
     spans: list[tuple[str, int]] = []
     for column in result.columns:
-        name = group(result, column)
-        if spans and spans[-1][0] == name:
-            spans[-1] = (name, spans[-1][1] + 1)
+        heading = group(result, column)
+        if spans and spans[-1][0] == heading:
+            spans[-1] = (heading, spans[-1][1] + 1)
         else:
-            spans.append((name, 1))
+            spans.append((heading, 1))
     return spans
 
 
@@ -258,7 +259,7 @@ def _reasons(result: TableResult) -> list[str]:
     for row in result.rows:
         for cell in row.cells:
             for state in cell.states:
-                rows.setdefault(state, {})[row.row.title] = None
+                rows.setdefault(state, {})[row_title(row)] = None
     return [f"{', '.join(titles)}: {shorten(reason(state))}." for state, titles in rows.items()]
 
 
@@ -269,7 +270,7 @@ def _incomparable(result: TableResult) -> list[str]:
         for cell in row.cells:
             found = cell.comparison
             if found and found.verdict == "not comparable":
-                rows.setdefault(found.reason, {})[row.row.title] = None
+                rows.setdefault(found.reason, {})[row_title(row)] = None
     return [f"{', '.join(titles)}: not comparable: {shorten(why)}." for why, titles in rows.items()]
 
 
@@ -277,6 +278,18 @@ def reason(state: str) -> str:
     """Why there is no score, as it is said to people."""
     word, colon, details = state.partition(":")
     return {"missing": "not run", "not available": "out of scope"}.get(word, word) + colon + details
+
+
+def row_title(row: RowResult) -> str:
+    """A row's name, as all forms print it."""
+    return name(row.row.title)
+
+
+def name(text: str, longest: int = LONGEST_NAME) -> str:
+    """A name on one line; of one that nothing has room for, both ends."""
+    line = " ".join(text.split())
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def shorten(text: str) -> str:
