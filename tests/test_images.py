@@ -1,9 +1,11 @@
 """Odd, damaged and large image files: one rule for each, and the decoding of crops."""
 
 import io
+import os
 import random
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,6 +268,15 @@ def test_beyond_the_limit_the_run_stops_with_the_list(places, num_workers):
     with pytest.raises(UserError, match=r"image 3 of 8 .*max_broken allows 2. Repair") as caught:
         list(loader)
     assert all(str(places[number]) in str(caught.value) for number in (1, 2, 3))
+
+
+def test_a_broken_image_of_any_name_can_be_recorded(places, capsys):
+    odd = Path(os.fsdecode(os.fsencode(places[2].parent) + b"/\xff.png"))
+    odd.write_bytes(b"broken")
+    images = dataset([*places[:2], odd, *places[3:]], max_broken=1)
+    assert images[2]["labels"] == 3
+    assert images.broken.places == [rf"{odd.parent}/\xff.png"]
+    assert r"cannot read image" in capsys.readouterr().out.encode().decode()
 
 
 def test_if_all_are_broken_it_stops_whatever_the_limit(places):

@@ -231,6 +231,11 @@ def read_annotations(path: Path) -> dict[str, Any]:
     return content
 
 
+def in_unicode(place: Path | Member) -> str:
+    """A file's path for messages and records; bytes of it that are no UTF-8 are written out."""
+    return os.fsencode(str(place)).decode(errors="backslashreplace")
+
+
 def leads_outside(name: str) -> bool:
     """Whether a name in a list is absolute, or climbs out of the list's image folder by "..".
 

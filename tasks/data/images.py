@@ -19,7 +19,7 @@ from torchvision import transforms
 from mae_bench.errors import UserError, unknown
 from tasks.data import classification_split, get_dataset, is_source
 from tasks.data.crops import RandomCrop, SingleDrawCrop, as_image
-from tasks.data.formats import Member
+from tasks.data.formats import Member, in_unicode
 from tasks.data.reading import BrokenImage, decode, open_image, read_image
 
 Transform = Callable[[Image.Image], Tensor]
@@ -39,7 +39,7 @@ class BrokenImages:
     @property
     def places(self) -> list[str]:
         """Those found so far."""
-        return [str(self._places[index]) for index in self._flags.nonzero().flatten().tolist()]
+        return [in_unicode(self._places[i]) for i in self._flags.nonzero().flatten().tolist()]
 
     def add(self, index: int, error: BrokenImage) -> None:
         """Report one more.

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mae_bench.errors import UserError
-from tasks.data.formats import Member
+from tasks.data.formats import Member, in_unicode
 
 # What damaged files make Pillow raise.
 DAMAGE = (
@@ -46,7 +46,7 @@ def open_image(place: Path | Member) -> Image.Image:
         content = place.read() if isinstance(place, Member) else Path(place).read_bytes()
         image = Image.open(io.BytesIO(content))
     except DAMAGE as error:
-        raise BrokenImage(f"cannot read image {place}: {cause(error)}") from None
+        raise BrokenImage(f"cannot read image {in_unicode(place)}: {cause(error)}") from None
     image.place = place
     return image
 
@@ -69,7 +69,7 @@ def decode(image: Image.Image, smallest: tuple[int, int] | None = None) -> Image
         return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except DAMAGE as error:
         place = getattr(image, "place", image.filename)
-        raise BrokenImage(f"cannot read image {place}: {cause(error)}") from None
+        raise BrokenImage(f"cannot read image {in_unicode(place)}: {cause(error)}") from None
 
 
 def cause(error: Exception) -> str:
