@@ -62,6 +62,8 @@ LOWEST = {
     "solver.weight_decay": 0,
     "solver.layer_decay": 0,
     "test.max_images": 1,
+    "test.validate_every": 1,
+    "test.windows": 1,
 }
 
 

@@ -313,8 +313,13 @@ def test_sizes_follow_the_data(streets):
         ({"test.stride": 0}, r"test\.stride is 0; 1 to data\.crop_size \(32\)"),
         ({"test.stride": 33}, r"test\.stride is 33"),
         ({"test.mode": "tiles"}, r"test\.mode is 'tiles'"),
+        ({"test.windows": -1}, r"test\.windows=-1 .* of at least 1 is needed"),
+        ({"test.scales": []}, r"test\.scales is \[\]; a list of numbers above 0"),
+        ({"test.scales": [1.0, "2"]}, r"test\.scales is \[1\.0, '2'\]; a list"),
+        ({"data.scale_range": [0, 1]}, r"data\.scale_range is \[0, 1\]; a list of numbers above 0"),
+        ({"data.scale_range": [2, 1]}, r"data\.scale_range is \[2, 1\]; \[smallest, largest\]"),
     ],
 )
-def test_settings_that_would_leave_pixels_out_are_refused(overrides, message, streets):
+def test_ways_to_crop_and_test_that_cannot_be_are_refused(overrides, message, streets):
     with pytest.raises(UserError, match=message):
         config_of(streets, **overrides)

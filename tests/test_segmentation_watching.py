@@ -63,7 +63,9 @@ def test_a_curve_warns_below_its_band_only():
     assert Curve([[100, 20.0], [200, 30.0]], 1.5, total=400).warning(100, 0.0) is None
 
 
-@pytest.mark.parametrize("points", [[], [[2, 1.0], [1, 1.0]], [[1, 1.0], [1, 2.0]]])
+@pytest.mark.parametrize(
+    "points", [[], 5, [[2, 1.0], [1, 1.0]], [[1, 1.0], [1, 2.0]], [[1]], [["a", 1]], [[1, None]]]
+)
 def test_a_curve_out_of_order_is_refused(points):
     with pytest.raises(UserError, match="ascending order"):
         Curve(points, 1.0, 10)

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mae_bench.errors import UserError
 from tasks import data
+
+
+def factors(recipe: Mapping[str, Any], key: str) -> list[float]:
+    """The factors of sizes at a place of the recipe.
+
+    Raises:
+        UserError: none, or something else than positive numbers.
+    """
+    section, _, last = key.partition(".")
+    values = recipe[section].get(last, [1.0])
+    if not values or not all(type(value) in (int, float) and value > 0 for value in values):
+        raise UserError(f"{key} is {values}; a list of numbers above 0 is needed")
+    return values
 
 
 def load_labels(split: data.Ade20kSplit) -> dict[str, Any]:
@@ -22,6 +36,9 @@ def train_pipeline(recipe: Mapping[str, Any], labels: dict[str, Any]) -> list[di
     """Jitter, crop, flip, colours. Source: implus/mae_segmentation configs/_base_/datasets."""
     settings = recipe["data"]
     size, crop = settings["image_size"], settings["crop_size"]
+    scales = factors(recipe, "data.scale_range")
+    if len(scales) != 2 or scales != sorted(scales):
+        raise UserError(f"data.scale_range is {scales}; [smallest, largest] is needed")
     loading: list[dict[str, Any]] = [dict(type="LoadImageFromFile"), labels]
     if settings["cache"]:
         loading = [dict(type="CachedLoading", transforms=loading)]
@@ -30,7 +47,7 @@ def train_pipeline(recipe: Mapping[str, Any], labels: dict[str, Any]) -> list[di
         dict(
             type="RandomResize",
             scale=(4 * size, size),
-            ratio_range=tuple(settings["scale_range"]),
+            ratio_range=tuple(scales),
             keep_ratio=True,
         ),
         dict(type="RandomCrop", crop_size=(crop, crop), cat_max_ratio=settings["class_max_share"]),
@@ -57,7 +74,7 @@ def views_pipeline(recipe: Mapping[str, Any], labels: dict[str, Any]) -> list[di
     original image by these factors instead, whatever its size.)
     """
     size, crop, test = recipe["data"]["image_size"], recipe["data"]["crop_size"], recipe["test"]
-    resizes = [_resize(max(round(size * scale), crop)) for scale in test.get("scales", [1.0])]
+    resizes = [_resize(max(round(size * scale), crop)) for scale in factors(recipe, "test.scales")]
     flips = [dict(type="RandomFlip", prob=float(flip)) for flip in (False, True)]
     views = [resizes, flips if test.get("flip") else flips[:1]]
     return [

@@ -5,6 +5,7 @@ Both end in facts for the run's record.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -87,14 +88,17 @@ class Curve:
             is compared.
 
     Raises:
-        UserError: points out of order.
+        UserError: no such pairs, or out of order.
     """
 
     def __init__(self, points: list[list[float]], band: float, total: int):
-        steps = [step for step, _ in points]
-        if steps != sorted(set(steps)) or not steps:
+        try:
+            steps = [int(step) for step, score in points if math.isfinite(score)]
+        except (TypeError, ValueError):
+            steps = []
+        if steps != sorted(set(steps)) or not steps or len(steps) != len(points):
             raise UserError(
-                f"reference.curve {points} must be pairs [iteration, score] in ascending order"
+                f"reference.curve {points!r} must be pairs [iteration, score] in ascending order"
             )
         self.scores = {int(step): score for step, score in points}
         self.band, self.comparable = band, total == steps[-1]
