@@ -107,7 +107,10 @@ def vit_simple_pyramid(
     """
     encoder = create_backbone(name, **options)
     if hasattr(encoder, "forward_pyramid"):
-        raise UserError(f"{name} is hierarchical and has a pyramid of its own; use vit_fpn")
+        raise UserError(
+            f"{name} is hierarchical and has a pyramid of its own; use vit_fpn (in a recipe: "
+            "model.pyramid=taps)"
+        )
     features = ViTDetFeatures(
         encoder, strides, out_channels, norm_named(norm), square_pad, top_level
     )

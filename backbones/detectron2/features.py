@@ -202,7 +202,8 @@ def scales_of(strides: Sequence[int], patch_size: int) -> list[float]:
         possible = ", ".join(f"{patch_size / scale:g}" for scale in QUARTERS)
         raise UserError(
             f"strides {list(strides)} do not fit patches of {patch_size} px, which "
-            f"give {possible}; choose among these, or set patch_size=16 (as ViTDet does)"
+            f"give {possible}; choose among these, or give one of the project's own encoders "
+            "patch_size=16, as ViTDet does (model.patch_size in a recipe)"
         )
     return scales
 
