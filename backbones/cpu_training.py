@@ -1,10 +1,11 @@
-"""Attention and MLP for training in bfloat16 on a CPU: half the memory, a fraction of the time.
+"""A block's parts for training in bfloat16 on a CPU: half the memory, a fraction of the time.
 
 PyTorch's fused attention is slow there in the backward pass (measured with 2.14: three times as
 slow as plain matrix products), and what autograd keeps is more than needed. Here the products are
-plain ones, over as many samples at a time as the caches hold; attention weights, activations and
-the bfloat16 copies of fp32 weights, which autocast would keep, are computed again. The results are
-those of the plain formulas in bfloat16.
+plain ones, over as many samples at a time as the caches hold; attention weights of many tokens,
+activations and the bfloat16 copies of fp32 weights, which autocast would keep, are computed again;
+of a norm its values are kept in bfloat16 instead of its input in fp32. The results are those of the
+plain formulas in bfloat16.
 
 Shapes: B batch, N tokens, D width, n heads, d = D/n.
 """
@@ -20,8 +21,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Attention weights held at a time; 2 MB of them.
-CHUNK = 2**20
+# Attention weights held at a time; 4 MB of them.
+CHUNK = 2**21
+# Up to this many tokens they are kept: a step's peak comes later, when gradients are there.
+FEW_TOKENS = 256
 
 
 def applies(x: Tensor) -> bool:
@@ -53,6 +56,16 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., out)."""
         return linear(x, self.weight, self.bias)
+
+
+class LeanLayerNorm(nn.LayerNorm):
+    """torch's; in a training step in bfloat16 on a CPU it keeps what it made, not what it got."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D); bfloat16 in such a step."""
+        if applies(x):
+            return _LayerNorm.apply(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
 
 
 class LeanMlp(Mlp):
@@ -96,29 +109,60 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
+class _LayerNorm(torch.autograd.Function):
+    """Layer norm of (..., D), which keeps the normalised values in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        out, mean, scale = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        normalised = torch.sub(x, mean).mul_(scale).bfloat16()
+        ctx.save_for_backward(normalised, scale, weight, bias)
+        return out.bfloat16()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        normalised, scale, weight, bias = ctx.saved_tensors
+        # Of values with mean 0 and scale 1, whose derivative by x is the scale.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            grad.float(),
+            normalised.float(),
+            weight.shape,
+            torch.zeros_like(scale),
+            torch.ones_like(scale),
+            weight,
+            bias,
+            ctx.needs_input_grad[:3],
+        )
+        return grad_x if grad_x is None else grad_x.mul_(scale), grad_weight, grad_bias, None
+
+
 class _SelfAttention(torch.autograd.Function):
-    """Attention in chunks of samples, which keeps queries, keys and values only."""
+    """Attention in chunks of samples, which of many tokens keeps no attention weights."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, num_heads: int) -> Tensor:
-        ctx.save_for_backward(qkv)
+        kept = []
         ctx.num_heads = num_heads
         batch, length, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         out = qkv.new_empty(batch, length, num_heads, dim // num_heads)
         for part in _chunks(qkv, num_heads):
             q, k, v = _by_head(qkv[part], 3, num_heads)
-            out[part] = _by_token(torch.bmm(_weights(q, k), v), num_heads)
+            weights = _weights(q, k)
+            out[part] = _by_token(torch.bmm(weights, v), num_heads)
+            kept.append(weights if length <= FEW_TOKENS else None)
+        ctx.save_for_backward(qkv, *kept)
         return out.view(batch, length, dim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (qkv,), heads = ctx.saved_tensors, ctx.num_heads
+        (qkv, *kept), heads = ctx.saved_tensors, ctx.num_heads
         grad_qkv = torch.empty_like(qkv).unflatten(2, (3, heads, -1))
-        for part in _chunks(qkv, heads):
+        for part, weights in zip(_chunks(qkv, heads), kept, strict=True):
             q, k, v = _by_head(qkv[part], 3, heads)
             (grad_out,) = _by_head(grad[part], 1, heads)
-            weights = _weights(q, k)
+            weights = _weights(q, k) if weights is None else weights
             grad_weights = torch.bmm(grad_out, v.transpose(1, 2))
             grad_logits = torch.ops.aten._softmax_backward_data(
                 grad_weights, weights, -1, weights.dtype

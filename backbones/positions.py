@@ -11,7 +11,6 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 Grid = tuple[int, int]
@@ -120,6 +119,9 @@ def resize_relative_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
 @lru_cache(maxsize=64)
 def _geometric_spline(old: int, new: int) -> np.ndarray:
     """(new, old) matrix that resamples one axis of offsets."""
+    # A second of start-up and 50 MB that only this needs.
+    from scipy.interpolate import make_interp_spline
+
     half = old // 2
     if half == 0:
         return np.ones((new, 1))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.attention import Attention
-from backbones.cpu_training import LeanMlp
+from backbones.cpu_training import LeanLayerNorm, LeanMlp
 from backbones.patches import PatchEmbed, pad_to_patches, patchify, take, unpatchify  # noqa: F401
 from backbones.positions import (
     CLASS_ROWS,
@@ -54,9 +54,9 @@ class Block(nn.Module):
         **attention: Any,
     ):
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LeanLayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, **attention)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = LeanLayerNorm(dim, eps=1e-6)
         self.mlp = LeanMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         self.gamma_1 = self.gamma_2 = None

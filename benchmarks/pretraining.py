@@ -32,12 +32,15 @@ from torch import Tensor, nn
 from backbones.vit import patchify, sincos_positions
 from mae_bench.job import write_atomically
 from mae_bench.provenance import cpu_model
+from mae_bench.runner import ENVIRONMENT
 from tasks.engine.acceleration import optim_wrapper
 from tasks.pretraining.mae import MaskedAutoencoder, build
 
 IMAGE_SIZE = 224
 DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 MODEL = {"target": "norm-pixel", "mask_ratio": 0.75, **DECODER}
+# Read by PyTorch at its first allocation; every run of ours has it in its environment.
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
 
 
@@ -213,6 +216,7 @@ def compare(options: argparse.Namespace, batch: int) -> dict[str, Any]:
     for case in ("plain", "ours"):
         pipes[case], theirs = context.Pipe()
         process = context.Process(target=serve, args=(case, options, batch, theirs), daemon=True)
+        os.environ[HUGE_PAGES] = ENVIRONMENT[HUGE_PAGES] if case == "ours" else "0"
         process.start()
         theirs.close()
         processes.append(process)

@@ -32,8 +32,10 @@ def assert_as_good(ours, plain, exact):
 
 @pytest.mark.parametrize(("batch", "length", "heads", "dim"), [(5, 37, 4, 64), (3, 10, 2, 16)])
 @pytest.mark.parametrize("chunk", [1, 2**14, 2**20])
-def test_attention(batch, length, heads, dim, chunk, monkeypatch):
+@pytest.mark.parametrize("few", [0, 256])
+def test_attention(batch, length, heads, dim, chunk, few, monkeypatch):
     monkeypatch.setattr(cpu_training, "CHUNK", chunk)
+    monkeypatch.setattr(cpu_training, "FEW_TOKENS", few)
     torch.manual_seed(0)
     qkv, grad = torch.randn(batch, length, 3 * dim).bfloat16(), torch.randn(batch, length, dim)
     grad = grad.bfloat16()
@@ -61,6 +63,37 @@ def test_linear(shape, bias, gelu):
     assert_as_good(gradients(lean, inputs, grad), gradients(plain, inputs, grad), exact)
 
 
+def test_layer_norm():
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 7, 48) * 2 + 5, torch.randn(48), torch.randn(48)]
+    grad = torch.randn(3, 7, 48)
+
+    def lean(x, weight, bias):
+        return cpu_training._LayerNorm.apply(x, weight, bias, 1e-6)
+
+    def plain(x, weight, bias):
+        return F.layer_norm(x, (48,), weight, bias, 1e-6)
+
+    ours = gradients(lean, inputs, grad)
+    assert ours[0].dtype == torch.bfloat16 and ours[1].dtype == torch.float32
+    exact = gradients(plain, [x.double() for x in inputs], grad.bfloat16())
+    assert_as_good(ours, gradients(plain, [x.bfloat16() for x in inputs], grad), exact)
+
+
+def test_layer_norm_keeps_no_copy_of_its_input_and_gives_gradients_only_where_asked():
+    norm, x = cpu_training.LeanLayerNorm(8), torch.randn(5, 8)
+    norm.bias.requires_grad_(False)
+    kept = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        out = norm(x)
+    assert not any(t.shape == x.shape and t.dtype == torch.float32 for t in kept)
+    out.float().sum().backward()
+    assert norm.bias.grad is None and norm.weight.grad.shape == (8,)
+
+
 def test_linear_keeps_no_copy_of_its_weight_and_gives_gradients_only_where_asked():
     layer, x = cpu_training.Linear(8, 6), torch.randn(5, 8)
     layer.weight.requires_grad_(False)
@@ -81,7 +114,7 @@ def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkey
     torch.manual_seed(0)
     block, x = Block(32, 4), torch.randn(2, 9, 32)
     calls = []
-    for name in ("_SelfAttention", "_Linear"):
+    for name in ("_SelfAttention", "_LayerNorm", "_Linear"):
         function = getattr(cpu_training, name)
         apply = function.apply
         monkeypatch.setattr(
@@ -92,7 +125,8 @@ def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkey
         assert not calls
         with torch.autocast("cpu", torch.bfloat16):
             lean = block(x)
-    expected = ["_Linear", "_SelfAttention", "_Linear", "_Linear", "_Linear"]
+    expected = ["_LayerNorm", "_Linear", "_SelfAttention", "_Linear"]
+    expected += ["_LayerNorm", "_Linear", "_Linear"]
     assert calls == (expected if grad else [])
     assert lean.dtype == torch.float32
     torch.testing.assert_close(lean, plain, atol=0.02, rtol=0.02)
