@@ -73,8 +73,9 @@ class LeanUPerHead(LeanLoss, UPerHead):
                 align_corners=self.align_corners,
             )
             maps[finer] = maps[finer] + coarser
-        outs = [conv(x) for conv, x in zip(self.fpn_convs, maps, strict=False)]
-        return self._over_enlarged(self.fpn_bottleneck, [*outs, maps[-1]])
+        for level, conv in enumerate(self.fpn_convs):
+            maps[level] = conv(maps[level])
+        return self._over_enlarged(self.fpn_bottleneck, maps)
 
     def _over_enlarged(self, module: ConvModule, maps: Sequence[Tensor]) -> Tensor:
         """`module` over the maps side by side, all at the size of the first."""
@@ -82,7 +83,7 @@ class LeanUPerHead(LeanLoss, UPerHead):
         size, bias = maps[0].shape[2:], module.conv.bias
         out = F.conv2d(maps[0], kernels[0], bias, padding=module.conv.padding)
         for x, kernel in zip(maps[1:], kernels[1:], strict=True):
-            out = out + convolve_enlarged(x, kernel, size, self.align_corners)
+            out += convolve_enlarged(x, kernel, size, self.align_corners)
         out = module.norm(out) if module.with_norm else out
         return module.activate(out) if module.with_activation else out
 
@@ -104,15 +105,16 @@ def convolve_enlarged(
     Returns:
         (B, O, H, W).
     """
-    side = kernel.shape[-1]
-    taps = F.conv2d(x, kernel.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None])
-    taps = taps.unflatten(1, (side, side, -1))
     rows, columns = (
-        _enlarged_and_shifted(old, new, side, align_corners, x)
+        _enlarged_and_shifted(old, new, kernel.shape[-1], align_corners, x)
         for old, new in zip(x.shape[2:], size, strict=True)
     )
-    by_rows = torch.einsum("bijohw,iyh->bjowy", taps, rows)
-    return torch.einsum("bjowy,jxw->boyx", by_rows, columns)
+    out = x.new_zeros(())
+    # A row of the kernel at a time: the products of all nine taps would take what is spared.
+    for row, place in zip(kernel.permute(2, 3, 0, 1), rows, strict=True):
+        taps = F.conv2d(x, row.flatten(0, 1)[..., None, None]).unflatten(1, (len(row), -1))
+        out = out + place @ torch.einsum("bjohw,jxw->bohx", taps, columns)
+    return out
 
 
 def _enlarged_and_shifted(

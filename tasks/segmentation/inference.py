@@ -43,12 +43,17 @@ class Segmentor(EncoderDecoder):
         count = inputs.new_zeros(1, 1, *size)
         at_once = self.test_cfg.get("windows") or WINDOWS.get(inputs.device.type, 1)
         for places in _batches(windows(size, **_settings(self.test_cfg)), at_once):
-            crops = torch.cat([inputs[..., y, x] for y, x in places])
-            parts = self.encode_decode(crops, [{"img_shape": crops.shape[2:]}])
-            for (y, x), part in zip(places, parts.split(batch), strict=True):
+            for (y, x), part in zip(places, self._window_logits(inputs, places), strict=True):
                 logits[..., y, x] += part
                 count[..., y, x] += 1
+            del part  # the next windows need its memory
         return logits.div_(count)
+
+    def _window_logits(self, inputs: Tensor, places: Sequence[Window]) -> Sequence[Tensor]:
+        """One for each place, (B, K, h, w)."""
+        crops = torch.cat([inputs[..., y, x] for y, x in places])
+        logits = self.encode_decode(crops, [{"img_shape": crops.shape[2:]}])
+        return logits.split(len(inputs))
 
 
 def _settings(test_cfg: Mapping[str, Any]) -> dict[str, Sequence[int]]:
