@@ -29,14 +29,15 @@ def table(
     rows: Iterable[Row],
     note: str = "",
     x_title: str | None = None,
+    more: tuple[Column, ...] = (),
 ) -> Table:
-    """The variants, each fine-tuned ("ft") and linearly probed ("lin")."""
+    """The variants, each fine-tuned ("ft") and linearly probed ("lin"), and `more` columns."""
     return Table(
         name=name,
         title=title,
         source=f"arXiv:2111.06377 {published.partition(' ')[0]} {published.split()[1]}",
         rows=tuple(rows),
-        columns=tuple(_column(kind, published) for kind in RECIPES),
+        columns=(*(_column(kind, published) for kind in RECIPES), *more),
         note=note,
         x_title=x_title,
     )

@@ -1,11 +1,12 @@
-"""What a pretraining costs in time, beside the same with mask tokens in the encoder (Table 2).
+"""What a pretraining costs: time, beside the same with mask tokens in the encoder (Table 2), and
+FLOPs, beside the same without (Table 1c).
 
 Both are trained in turn, a step of one and a step of the other on the same images, so that
 whatever else the machine does hits both. Times are of steps, without loading; they are measured,
-and differ a little each time.
+and differ a little each time. FLOPs are torch's count of one image's step.
 
-Source: arXiv:2111.06377 Table 2. Differs: the paper measures whole trainings (and extrapolates one
-from ten epochs), here all are extrapolated from a few steps.
+Source: arXiv:2111.06377 Tables 1(c) and 2. Differs: the paper measures whole trainings (and
+extrapolates one from ten epochs), here all are extrapolated from a few steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mae_bench.job import Job
 from mae_bench.records import Metric, Outcome
@@ -32,7 +35,7 @@ WARMUP = 2
 
 
 def run(job: Job) -> Outcome:
-    """Time steps; score the speed-up, and the hours that the recipe's epochs would take.
+    """Time steps; score the speed-up, the hours of the recipe's epochs, and the relative FLOPs.
 
     Raises:
         Stopped: the job was asked to stop; there is nothing to continue, a later call starts anew.
@@ -49,11 +52,14 @@ def run(job: Job) -> Outcome:
         seconds.append([step() for step in steps])
         job.report("measure", number + 1, WARMUP + solver["iterations"])
     baseline, own = (statistics.median(times) for times in zip(*seconds[WARMUP:], strict=True))
+    without = {**model, "encoder_mask_tokens": False}
+    flops = [_flops(job, one, images[:1]) for one in (model, without)]
     hours = own / solver["batch_size"] * len(train_set) * solver["epochs"] / 3600
     return Outcome(
         metrics={
             "hours": Metric(value=hours, unit="h", higher_is_better=False),
             "speedup": Metric(value=baseline / own, unit="x"),
+            "relative_flops": Metric(value=flops[0] / flops[1], unit="x", higher_is_better=False),
         },
         images_per_second=solver["batch_size"] / own,
         facts={
@@ -64,6 +70,14 @@ def run(job: Job) -> Outcome:
             "training_images": len(train_set),
         },
     )
+
+
+def _flops(job: Job, model: dict[str, Any], image: Tensor) -> int:
+    """FLOPs of training on one image; attention is counted as the products that it is made of."""
+    mae = build(job.run.backbone, job.recipe["data"], model, None).to(image.device)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        mae(image, mode="loss")["loss"].backward()
+    return counter.get_total_flops()
 
 
 def _step(job: Job, model: dict[str, Any], images: Tensor) -> Callable[[], float]:
