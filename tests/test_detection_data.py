@@ -210,13 +210,14 @@ def test_a_batch_larger_than_the_set_is_refused(red_l):
         train_loader("mini-coco", red_l, mapper(), 2)
 
 
-def test_the_picture_shows_truth_and_predictions():
+@pytest.mark.parametrize("name", ["ball", "$\\frac$"])
+def test_the_picture_shows_truth_and_predictions(name):
     image = np.full((20, 30, 3), 200, np.uint8)
     mask = np.zeros((1, 20, 30), bool)
     mask[0, 5:10, 5:15] = True
     found = Detections(np.array([[5.0, 5, 15, 10]]), mask, [0], [0.9])
     nothing = Detections(np.zeros((0, 4)), np.zeros((0, 20, 30), bool), [])
-    with_box, without = (draw([image], [d], [nothing], ["ball"]) for d in (found, nothing))
+    with_box, without = (draw([image], [d], [nothing], [name]) for d in (found, nothing))
     assert with_box.startswith(b"\x89PNG") and with_box != without
 
 

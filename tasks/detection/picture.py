@@ -103,6 +103,7 @@ def _draw_image(axes: Axes, image: np.ndarray, objects: Detections, classes: Seq
             verticalalignment="bottom" if above else "top",
             bbox=dict(facecolor=colour, edgecolor="none", pad=1.0, alpha=0.9),
             clip_on=True,
+            parse_math=False,  # a class may have dollars in its name
         )
 
 
