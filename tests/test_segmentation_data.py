@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from mmseg.registry import DATASETS
+from mmengine.dataset import pseudo_collate
+from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
 from mae_bench.errors import UserError
@@ -260,6 +261,23 @@ def test_images_of_odd_shapes_are_scored_whole(mode, size, streets):
     scores, examples = evaluate(model, validation)
     assert examples[0].prediction.shape == size
     assert np.isfinite(scores.aacc)
+
+
+def test_padding_is_never_trained_on(streets):
+    small = {"data.image_size": 16, "data.crop_size": 32, "data.scale_range": [1.0, 1.0]}
+    training, _ = sets_of(streets, **small)
+    with building():
+        prepare = MODELS.build(config_of(streets, **small)["model"]["data_preprocessor"])
+    batch = prepare(pseudo_collate([training[0], training[1]]), training=True)
+    assert batch["inputs"].shape == (2, 3, 32, 32)
+    for sample in batch["data_samples"]:
+        labels = sample.gt_sem_seg.data[0]
+        assert (
+            labels.shape == (32, 32)
+            and (labels[16:] == 255).all()
+            and (labels[:, 24:] == 255).all()
+        )
+        assert set(labels[:16, :24].unique().tolist()) == {0, 1, 2, 255}
 
 
 def test_thin_images_are_padded_and_the_padding_is_cut_off(streets):
