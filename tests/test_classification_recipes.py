@@ -62,6 +62,12 @@ def test_all_recipes_have_the_same_keys():
             assert found["solver"] | epochs == first["solver"] | epochs, name
 
 
+def test_own_images_are_read_at_the_size_of_the_encoder():
+    for recipe in ("classification/own_data", "frozen/paper"):
+        for backbone, size in (("vit_mini_patch8", 64), (B, 224)):
+            assert load_recipe(recipe, backbone=backbone)["data"]["image_size"] == size
+
+
 def test_figure_9_trains_what_it_says():
     columns = load_tables(["fig9"])[0].columns
     tuned = [column.scales["paper"].overrides.get("model.trained_blocks") for column in columns]

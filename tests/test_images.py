@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_datasets import make
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
@@ -317,6 +318,15 @@ def test_sets_of_a_source(places, tmp_path):
     train, val, classes = labelled_sets(f"imagefolder:{folder}", tmp_path, DATA)
     assert (len(train), len(val), classes) == (5, 3, [""]) and train._cache is None
     assert val[1]["images"].shape == (3, 8, 8)
+
+
+def test_a_broken_validation_image_of_a_published_set_stops_before_the_training(tmp_path):
+    make("imagenet", tmp_path)
+    _, val, _ = labelled_sets("imagenet", tmp_path, {**DATA, "val_images": None})
+    broken = val.places[-1]
+    broken.write_bytes(broken.read_bytes()[:-200])
+    with pytest.raises(BrokenImage, match=rf"cannot read image {broken}: .*runcated"):
+        labelled_sets("imagenet", tmp_path, {**DATA, "val_images": None})
 
 
 def test_members_of_a_tar_are_read_like_files(places, tmp_path):

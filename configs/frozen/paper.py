@@ -24,6 +24,10 @@ recipe = {
     },
     "solver": {"batch_size": 256, "amp": "bfloat16", "num_workers": 8},
 }
+variants = [
+    # The miniature's encoder at its own size, where it reads somebody's own images.
+    ({"backbone": "*_mini_*"}, {"data.image_size": 64}),
+]
 smoke = {"data.val_images": 16, "model.shots": [1], "model.draws": 1}
 protocol = {
     "paper": "none: ours, beside arXiv:2111.06377 Table 12",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from mae_bench.errors import UserError, unknown
-from tasks.data import classification_split, get_dataset, is_source
+from tasks.data import classification_split, get_dataset
 from tasks.data.crops import RandomCrop, SingleDrawCrop, as_image
 from tasks.data.formats import Member, in_unicode
 from tasks.data.reading import BrokenImage, decode, open_image, read_image
@@ -254,17 +256,31 @@ def labelled_sets(
     )
     # A limit takes images spread over the set, which is sorted by class.
     some = range(0, len(val.paths), max(1, len(val.paths) // (limit or len(val.paths))))[:limit]
-    if is_source(name):
-        # Nobody has checked a user's own set, and nothing may be left out of a score: better to
-        # find out now than when the training is done.
-        for index in some:
-            read_image(val.paths[index])
+    if get_dataset(name).spec is None:
+        # Nothing may be left out of a score: better to find out now than when the training is done.
+        check_images([val.paths[index] for index in some])
     val_set = ImageDataset(
         [val.paths[i] for i in some],
         [val.labels[i] for i in some],
         evaluation_transform(size, data["crop_ratio"]),
     )
     return train_set, val_set, list(train.classes)
+
+
+def check_images(places: Sequence[Path | Member]) -> None:
+    """Read files to their ends, as threads and reduced decoding can.
+
+    Raises:
+        BrokenImage: the first that cannot be used.
+    """
+
+    def look(place: Path | Member) -> None:
+        with open_image(place) as image:
+            decode(image, (1, 1))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(look, places):
+            pass
 
 
 def denormalise(images: Tensor) -> Tensor:
