@@ -169,6 +169,11 @@ def double(content: dict) -> None:
     content["annotations"].append(dict(content["annotations"][0]))
 
 
+def deep(home: Path) -> None:
+    pixels = np.full((HEIGHT, WIDTH), 4000, np.uint16)
+    Image.fromarray(pixels).save(home / "train/000000000100.jpg", format="PNG")
+
+
 RLE = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
 SQUARE = [1, 1, 5, 1, 5, 5]
 PLACES = "places365_train_standard.txt"
@@ -401,6 +406,7 @@ PLANTED: dict[str, list[tuple[str, Plant, str]]] = {
     "image-size": [
         (COCO, lambda home: picture(home / "train/000000000100.jpg", 1, (30, 20)), "is 30 x 20 pix")
     ],
+    "image-depth": [(COCO, deep, "has pixels of mode I;16, which detectron2 clips at 255")],
     "pairs": [
         (ADE20K, remove("ann_dir/train/2.png"), "has no map 2.png"),
         ("ade20k", remove("images/validation/5.jpg"), "has no image 5.jpg"),

@@ -29,7 +29,7 @@ __all__ = ["RULES", "Finding", "Report", "Rule", "check", "check_images", "verif
 # In the dataset's own folder it says that fewer images than published are there on purpose.
 SUBSET_FILE = "subset.txt"
 # Rules without which an image is of no use to a run.
-UNUSABLE = {"missing-image", "unreadable-image", "image-size", "map-size"}
+UNUSABLE = {"missing-image", "unreadable-image", "image-size", "image-depth", "map-size"}
 # How many faults an error names.
 FAULTS_NAMED = 3
 KINDS: dict[str, type[Kind]] = {"labelled": Labelled, "coco": Coco, "ade20k": Ade20k}

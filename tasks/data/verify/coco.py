@@ -103,6 +103,9 @@ class Coco(Kind):
             size, other = (f"{width} x {height}" for width, height in (scan.size, said))
             name = self.splits[split].path.name
             self.tell("image-size", str(place), f"is {size} pixels, {name} says {other}")
+        if scan.mode.startswith("I") or scan.mode == "F":
+            said = f"has pixels of mode {scan.mode}, which detectron2 clips at 255; store 8 bits"
+            self.tell("image-depth", str(place), said)
 
 
 def _check_ids(annotations: Annotations, is_published: bool, tell: Tell) -> None:

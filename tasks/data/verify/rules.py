@@ -85,6 +85,7 @@ RULES: dict[str, Rule] = {
     "crowd-polygon": Rule("Crowds are run-length masks.", COCO, is_note=True),
     "no-size": Rule("The json gives width and height of every image.", COCO),
     "image-size": Rule("An image has the size that the json says.", COCO, "images"),
+    "image-depth": Rule("An image has 8 bits a channel.", COCO, "images"),
     # ADE20K's maps.
     "pairs": Rule("Every image has a map, and every map an image.", ADE20K),
     "map-format": Rule("A map has one channel.", ADE20K, "images"),
