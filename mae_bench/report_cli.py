@@ -111,6 +111,10 @@ def _check(folder: Path, since: str | None) -> None:
     for one in found:
         typer.echo(printable(str(one)))
     faults = [one for one in found if not one.is_note]
-    typer.echo(f"{num_records} records, {len(faults) or 'no'} fault{'s' * (len(faults) != 1)}")
+    typer.echo(f"{_count(num_records, 'record')}, {_count(len(faults), 'fault')}")
     if faults:
         raise typer.Exit(1)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'s' * (number != 1)}"
