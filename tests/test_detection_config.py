@@ -171,3 +171,5 @@ def test_own_data_sets_size_and_length(root):
     assert cfg["model"].backbone.square_pad == 96 and cfg["train"].max_iter == 30
     assert instantiate(cfg["model"].roi_heads.num_classes) == num_classes("mini-coco", root)
     assert recipe["data"]["image_size"] is None, "the recipe itself is not changed"
+    theirs = load_recipe("detection/own_data", backbone="timm:vit_small_patch8_224")
+    assert theirs["model"]["strides"] == recipe["model"]["strides"] == [4, 8, 16]

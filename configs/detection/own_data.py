@@ -87,7 +87,7 @@ recipe = {
 variants = [
     # Their finest level has stride 2, which nobody needs.
     (
-        {"backbone": "*_patch8"},
+        {"backbone": "*_patch8*"},
         {
             "model.strides": [4, 8, 16],
             "model.anchor_sizes": [16, 32, 64, 128],
