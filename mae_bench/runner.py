@@ -29,8 +29,8 @@ from tasks import TASKS, data
 
 # For a run's process. One thread: sums keep their order, so a result depends neither on --workers
 # nor on the number of cores, and a resumed run repeats the interrupted one bit by bit. No random
-# hashes: sets of names have the same order every time. What PyTorch allocates on a CPU is aligned to
-# huge pages, which leaves fewer gaps: a pretraining step takes a tenth less memory in the same time.
+# hashes: sets of names have the same order every time. What PyTorch allocates on a CPU is aligned
+# to huge pages, which leaves fewer gaps: a pretraining step takes a tenth less memory.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
