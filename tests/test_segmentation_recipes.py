@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import LinearLR, PolyLR
+from mmengine.optim import LinearLR, PolyLR, build_optim_wrapper
 from PIL import Image
 
 from backbones.groups import DECAY_RULES, parameter_rules
@@ -267,6 +267,17 @@ def test_every_file_is_an_mmseg_config(name, ade20k, monkeypatch):
     assert config.optim_wrapper.dtype in {"float16", "bfloat16"}
     assert config.model.test_cfg.mode == "slide" and config.tta_model.type == "MultiScaleFlip"
     assert config.train_dataloader.batch_size == 16
+    model, solver = meta_model(name.partition("/")[2])
+    # Mixed precision wants a GPU.
+    plain = {key: value for key, value in config.optim_wrapper.items() if key != "dtype"}
+    with building():
+        optimizer = build_optim_wrapper(model, {**plain, "type": "OptimWrapper"}).optimizer
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    arguments = (solver["weight_decay"], solver["layer_decay"], solver["decay_rule"])
+    for rule in parameter_rules(model, model.backbone.encoder, *arguments):
+        group = groups[id(model.get_parameter(rule.name))]
+        assert group["lr"] == solver["lr"] * rule.lr_scale, rule.name
+        assert group["weight_decay"] == rule.weight_decay, rule.name
 
 
 def test_a_file_of_ones_own(ade20k, tmp_path, monkeypatch):
