@@ -14,7 +14,7 @@ from rich.text import Text
 from mae_bench.cost import folder_bytes
 from mae_bench.errors import UserError, unknown
 from mae_bench.plan import TABLES, Plan, load_tables, make_plan
-from mae_bench.recipes import keys
+from mae_bench.recipes import settings
 from mae_bench.records import Run, Scale, Strict
 from mae_bench.request import Request
 from mae_bench.workspace import Workspace
@@ -116,7 +116,7 @@ def _reason(run: Run, needed: Iterable[Run]) -> str:
 
 
 def _differences(run: Run, successor: Run) -> str:
-    mine, its = _flat(run), _flat(successor)
+    mine, its = dict(settings(run.recipe_values)), dict(settings(successor.recipe_values))
     changed = [key for key in mine if mine[key] != its.get(key)] + [k for k in its if k not in mine]
     shown = [
         f"{key}={mine[key]!r}" if key in mine else f"no {key}"
@@ -124,16 +124,6 @@ def _differences(run: Run, successor: Run) -> str:
     ]
     rest = len(changed) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
-
-
-def _flat(run: Run) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key in keys(run.recipe_values):
-        place: object = run.recipe_values
-        for part in key.split("."):
-            place = place[part]  # type: ignore[index]
-        found[key] = place
-    return found
 
 
 def render(found: Sequence[Leftover], removed: bool) -> RenderableType:

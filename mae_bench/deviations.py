@@ -10,7 +10,7 @@ from typing import Any
 from mae_bench.errors import UserError
 from mae_bench.plan import START_INIT
 from mae_bench.protocol import pick
-from mae_bench.recipes import load_recipe
+from mae_bench.recipes import load_recipe, settings
 from mae_bench.records import NO_EFFECT, Record, Run, Setting
 from tasks import WITHOUT_WEIGHTS
 from tasks.pretraining import INITS
@@ -54,7 +54,7 @@ def own_changes(run: Run, setting: Mapping[str, Any]) -> Iterator[str]:
     if expected is None:
         yield f"{run.task}: recipe {run.recipe} is not known here"
         return
-    for key, ours in _flat(run.recipe_values):
+    for key, ours in _flat(run.recipe_values).items():
         shipped = expected.get(key, MISSING)
         if ours != shipped and key.rpartition(".")[2] not in NO_EFFECT:
             yield f"{run.task}: {key} {_word(ours)} instead of {_word(shipped)}"
@@ -66,16 +66,13 @@ def _expected(recipe: str, backbone: str, init: str, setting: str) -> dict[str, 
         values = load_recipe(recipe, backbone=backbone, init=init, setting=json.loads(setting))
     except UserError:
         return None
-    return dict(_flat(values))
+    return _flat(values)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            # As read from a record's JSON.
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value as read from a record's JSON."""
+    flat = settings(values)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flat}
 
 
 def _word(value: Any) -> str:

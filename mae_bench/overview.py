@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -17,7 +18,8 @@ from mae_bench import claims, cluster
 from mae_bench.cost import Cost, Estimates
 from mae_bench.plan import Plan, PlannedRun
 from mae_bench.progress import headline, loss_text, seconds_text, step_text
-from mae_bench.records import Record, Strict
+from mae_bench.recipes import settings
+from mae_bench.records import NO_EFFECT, Record, Run, Strict
 from mae_bench.workspace import Workspace
 
 STYLES = {"ok": "green", "running": "cyan", "failed": "red", "blocked": "yellow"}
@@ -38,6 +40,9 @@ class RunView(Strict):
     seed: int
     needs: tuple[str, ...]
     state: str
+
+
+View = TypeVar("View", bound=RunView)
 
 
 class PlannedView(RunView):
@@ -107,17 +112,50 @@ def graph(plan: Plan, workspace: Workspace) -> Graph:
     records = workspace.records()
     states = workspace.states(plan, records)
     estimates = Estimates(records.values(), workspace.runs, plan.extent)
-    runs = tuple(
+    runs = [
         PlannedView(**_identity(planned, states), cost=estimates.cost(planned.run, plan.scale))
         for planned in plan.runs
-    )
+    ]
     return Graph(
         scale=plan.scale,
-        runs=runs,
+        runs=_told_apart(runs, plan),
         to_do=_sum(view.cost for view in runs if view.state != "ok"),
         gaps=_gaps(plan),
         absent_data=dict(plan.absent_data),
     )
+
+
+def _told_apart(views: Sequence[View], plan: Plan) -> tuple[View, ...]:
+    """Add to the label of a run what tells it from others of the same label."""
+    alike: dict[str, list[Run]] = defaultdict(list)
+    for planned in plan.runs:
+        alike[planned.run.label].append(planned.run)
+    labels = {
+        run.id: f"{label}{what}"
+        for label, group in alike.items()
+        if len(group) > 1
+        for run, what in zip(group, _differences(group), strict=True)
+    }
+    return tuple(
+        view.model_copy(update={"label": labels[view.id]}) if view.id in labels else view
+        for view in views
+    )
+
+
+def _differences(runs: Sequence[Run]) -> list[str]:
+    """As few settings as tell runs apart, the backbone first."""
+    known = [{"backbone": run.backbone, **dict(settings(run.recipe_values))} for run in runs]
+    told = [""] * len(runs)
+    for key in dict.fromkeys(key for values in known for key in values):
+        if len(set(told)) == len(runs):
+            break
+        if key.rpartition(".")[2] not in NO_EFFECT:
+            finer = [
+                f"{so_far}, {key}={values.get(key)}"
+                for so_far, values in zip(told, known, strict=True)
+            ]
+            told = finer if len(set(finer)) > len(set(told)) else told
+    return told
 
 
 def _identity(planned: PlannedRun, states: Mapping[str, str]) -> dict[str, Any]:
@@ -214,16 +252,16 @@ def status(plan: Plan, workspace: Workspace) -> Status:
     states, estimates = workspace.states(plan, records), Estimates(records.values())
     missing = (run_id for run_id, state in states.items() if state == "missing")
     queued = cluster.describe(workspace.root, {one: workspace.folder(one) for one in missing})
-    runs = tuple(
+    runs = [
         _standing(planned, states, workspace, records, estimates, queued) for planned in plan.runs
-    )
+    ]
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     tables = tuple(_table(table.name, plan, states) for table in plan.tables)
     others = len(records.keys() - states.keys())
     left = _left(plan, runs, estimates)
     return Status(
         tables=tables,
-        runs=runs,
+        runs=_told_apart(runs, plan),
         counts=counts,
         seconds_left=left,
         others=others,

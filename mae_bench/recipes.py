@@ -180,13 +180,18 @@ def recipe_keys(name: str) -> frozenset[str]:
     return frozenset(keys(_literals(name)["recipe"]))
 
 
-def keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of a recipe."""
+def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of a recipe and its value."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from keys(value, f"{prefix}{key}.")
+            yield from settings(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def keys(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every dotted key of a recipe."""
+    return (key for key, _ in settings(values))
 
 
 def set_key(values: Values, key: str, value: Any, name: str) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: bad input is one line, good input ends in tables."""
 
+import json
 import os
 import shutil
 import signal
@@ -220,6 +221,23 @@ def test_dry_run_prints_the_graph_and_leaves_nothing(tmp_path, monkeypatch, caps
     assert "detection mini-coco mae-norm-pixel" in out and "to do" in out
     assert "table4 beit: only imported: give --init beit=FILE" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_a_plan_are_told_apart_by_as_little_as_it_takes(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = ["--scale", "paper", "--only", "init=supervised", "--dry-run", "--format", "json"]
+    assert main(["reproduce", "table5-lr", *plan]) == 0
+    labels = [run["label"] for run in json.loads(capsys.readouterr().out)["runs"]]
+    assert len(set(labels)) == len(labels)
+    pretraining = [label for label in labels if label.startswith("supervised")]
+    assert {label.rpartition(", ")[2] for label in pretraining} == {
+        "backbone=vit_base_patch16",
+        "backbone=vit_large_patch16",
+    }
+    transfer = next(label for label in labels if label.startswith("segmentation"))
+    assert transfer.partition(", ")[2].startswith("backbone=vit_base_patch16, solver.lr=")
 
 
 def test_weights_of_another_size_are_refused_before_anything_starts(
