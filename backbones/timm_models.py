@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -70,10 +70,11 @@ class TimmBackbone(nn.Module):
         """Maps at these places of timm's `feature_info`.
 
         Raises:
-            UserError: an image size that the model cannot work at.
+            UserError: an image size that the model cannot work at, or maps that are not at the
+                strides which timm names: boxes and masks would be cut out beside their places.
         """
         try:
-            return self.model.forward_intermediates(
+            maps = self.model.forward_intermediates(
                 images, indices=list(indices), stop_early=True, intermediates_only=True
             )
         except (AssertionError, IndexError, RuntimeError) as error:
@@ -91,6 +92,21 @@ class TimmBackbone(nn.Module):
                 f"timm:{self.name} does not work on images of {height}x{width} px ({error}); give "
                 f"it {wanted}"
             ) from error
+        for index, found in zip(indices, maps, strict=True):
+            self._check_stride(images.shape[-2:], found.shape[-2:], _info(self.model)[index])
+        return maps
+
+    def _check_stride(
+        self, size: Sequence[int], cells: Sequence[int], level: Mapping[str, Any]
+    ) -> None:
+        stride = level["reduction"]
+        # Sides are rounded up or down, as the model does.
+        if any(abs(n - length / stride) >= 1 for n, length in zip(cells, size, strict=True)):
+            raise UserError(
+                f"timm:{self.name} names stride {stride} for a map that is {cells[0]}x{cells[1]} "
+                f"on images of {size[0]}x{size[1]} px; it cannot serve detection or segmentation. "
+                "Take another model"
+            )
 
     @cached_property
     def _layers(self) -> dict[str, int]:

@@ -140,3 +140,9 @@ def test_a_size_that_the_model_cannot_take():
         model.forward_maps(torch.randn(1, 3, 96, 160), (1,))
     model = create_backbone("timm:test_vit_relpos", img_size=(96, 160)).eval()
     assert model.forward_maps(torch.randn(1, 3, 96, 160), (1,))[0].shape[-2:] == (6, 10)
+
+
+def test_maps_beside_the_strides_that_timm_names_are_refused():
+    model = create_backbone("timm:inception_v3").eval()  # its convolutions leave out the border
+    with torch.no_grad(), pytest.raises(UserError, match=r"names stride \d+ for a map that is"):
+        model.forward_pyramid(torch.randn(1, 3, 160, 160))
