@@ -18,6 +18,10 @@ TEMPLATE = Path(__file__).parent / "slurm" / "slurm.conf"
 APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120")
 
 
+# Debian keeps daemons where the PATH of a plain user, or of a bare environment, does not look.
+ADMINISTRATION = ("/usr/sbin", "/sbin")
+
+
 class NoSlurm(Exception):
     """Why there can be no SLURM on this machine."""
 
@@ -28,6 +32,7 @@ def install() -> None:
     Raises:
         NoSlurm: it cannot be done here.
     """
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *ADMINISTRATION])
     if all(map(shutil.which, PROGRAMS)):
         return
     if os.geteuid() != 0:
