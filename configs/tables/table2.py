@@ -1,35 +1,10 @@
 """MAE Table 2: what mask tokens in the encoder, and a deep decoder, cost in pretraining."""
 
-from mae_bench.records import Column, Published, Row, Setting, Table
+from configs.tables._costs import column
+from mae_bench.records import Row, Table
 
-SCALES = {
-    "mini": Setting(
-        dataset="mini-imagenet",
-        backbones=("vit_tiny_patch16",),
-        recipe="pretraining/mini_wallclock",
-    ),
-    "paper": Setting(
-        dataset="imagenet",
-        backbones=("vit_large_patch16", "vit_huge_patch14"),
-        recipe="pretraining/wallclock",
-    ),
-}
-
-
-def _column(title: str, metric: str, published: str) -> Column:
-    return Column(
-        title=title,
-        group="pretraining",
-        task="wallclock",
-        metric=metric,
-        scales=SCALES,
-        published=Published(
-            table="Table 2 wall-clock",
-            task="pretrain-cost",
-            dataset="imagenet-1k",
-            metric=published,
-        ),
-    )
+PUBLISHED = "Table 2 wall-clock"
+BACKBONES = ("vit_large_patch16", "vit_huge_patch14")
 
 
 def _row(init: str, title: str, encoder_mask_token: str, decoder_depth: int) -> Row:
@@ -53,7 +28,7 @@ TABLE = Table(
         _row("mae-pixel/decoder-depth-1", "encoder w/o, 1 decoder block", "without", 1),
     ),
     columns=(
-        _column("hours", "hours", "wall-clock"),
-        _column("speed-up", "speedup", "speedup"),
+        column("hours", "hours", PUBLISHED, "wall-clock", BACKBONES),
+        column("speed-up", "speedup", PUBLISHED, "speedup", BACKBONES),
     ),
 )
