@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_bench.protocol import budget
+from mae_bench.recipes import settings
 from mae_bench.records import Record
 from mae_bench.report import curves, wording
 
@@ -151,17 +152,8 @@ def _files(record: Record, folder: Path | None) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _settings(values: str) -> list[tuple[str, str]]:
-    """Every setting of a recipe in JSON, which all seeds have in common."""
-    return list(flat(json.loads(values)))
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value of every setting, as `--set` takes them."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _as_text(value)
+    """Every setting of a recipe in JSON, which all seeds have in common, as `--set` takes it."""
+    return [(key, _as_text(value)) for key, value in settings(json.loads(values))]
 
 
 def _load_report(path: Path) -> Iterator[tuple[str, str]]:
