@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -92,14 +92,12 @@ class TimmBackbone(nn.Module):
                 f"timm:{self.name} does not work on images of {height}x{width} px ({error}); give "
                 f"it {wanted}"
             ) from error
+        levels = _info(self.model)
         for index, found in zip(indices, maps, strict=True):
-            self._check_stride(images.shape[-2:], found.shape[-2:], _info(self.model)[index])
+            self._check_stride(images.shape[-2:], found.shape[-2:], levels[index]["reduction"])
         return maps
 
-    def _check_stride(
-        self, size: Sequence[int], cells: Sequence[int], level: Mapping[str, Any]
-    ) -> None:
-        stride = level["reduction"]
+    def _check_stride(self, size: Sequence[int], cells: Sequence[int], stride: int) -> None:
         # Sides are rounded up or down, as the model does.
         if any(abs(n - length / stride) >= 1 for n, length in zip(cells, size, strict=True)):
             raise UserError(

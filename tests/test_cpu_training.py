@@ -30,6 +30,16 @@ def assert_as_good(ours, plain, exact):
         assert (one.double() - truth).abs().max() <= allowed
 
 
+def under_autocast(function, x):
+    """What comes out, and the tensors kept for the backward pass."""
+    kept = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        return function(x), kept
+
+
 @pytest.mark.parametrize(("batch", "length", "heads", "dim"), [(5, 37, 4, 64), (3, 10, 2, 16)])
 @pytest.mark.parametrize("chunk", [1, 2**14, 2**20])
 @pytest.mark.parametrize("few", [0, 256])
@@ -83,12 +93,7 @@ def test_layer_norm():
 def test_layer_norm_keeps_no_copy_of_its_input_and_gives_gradients_only_where_asked():
     norm, x = cpu_training.LeanLayerNorm(8), torch.randn(5, 8)
     norm.bias.requires_grad_(False)
-    kept = []
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
-    ):
-        out = norm(x)
+    out, kept = under_autocast(norm, x)
     assert not any(t.shape == x.shape and t.dtype == torch.float32 for t in kept)
     out.float().sum().backward()
     assert norm.bias.grad is None and norm.weight.grad.shape == (8,)
@@ -97,12 +102,7 @@ def test_layer_norm_keeps_no_copy_of_its_input_and_gives_gradients_only_where_as
 def test_linear_keeps_no_copy_of_its_weight_and_gives_gradients_only_where_asked():
     layer, x = cpu_training.Linear(8, 6), torch.randn(5, 8)
     layer.weight.requires_grad_(False)
-    kept = []
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
-    ):
-        out = layer(x)
+    out, kept = under_autocast(layer, x)
     assert out.dtype == torch.bfloat16
     assert any(t is layer.weight for t in kept) and len(kept) == 2
     out.float().sum().backward()
