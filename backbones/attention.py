@@ -64,15 +64,23 @@ class Attention(nn.Module):
                 table = torch.zeros(2 * length - 1, dim // num_heads)
                 self.register_parameter(name, nn.Parameter(table))
 
-    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D).
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid | None = None,
+        bias: Tensor | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, last, D).
 
         Args:
             grid: (h, w) of the tokens; needed for windows and for relative positions.
             bias: (n, N, N) shared with other blocks, or (n, s*s, s*s) in windows.
+            last: only these many last tokens ask; without windows and relative positions.
         """
         if not self.window_size:
-            return self.proj(self._attend(linear(x, self.qkv.weight, self._bias()), grid, bias))
+            qkv = linear(x, self.qkv.weight, self._bias())
+            return self.proj(self._attend(qkv, grid, bias, last))
         # Padding comes after the projection, and what it projects to is the bias alone: as if
         # zeros had been padded before, at no cost for tokens that are not there.
         windows = to_windows(linear(x, self.qkv.weight).unflatten(1, grid), self.window_size)
@@ -87,13 +95,16 @@ class Attention(nn.Module):
             return self.qkv.bias
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def _attend(self, qkv: Tensor, grid: Grid | None, bias: Tensor | None) -> Tensor:
-        """(B, N, 3 * D) -> (B, N, D), before the output projection."""
+    def _attend(
+        self, qkv: Tensor, grid: Grid | None, bias: Tensor | None, last: int | None = None
+    ) -> Tensor:
+        """(B, N, 3 * D) -> (B, N, D) or (B, last, D), before the output projection."""
         if bias is None and self.relative is None and cpu_training.applies(qkv):
-            return cpu_training.self_attention(qkv, self.num_heads)
+            return cpu_training.self_attention(qkv, self.num_heads, last)
         batch, length, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         qkv = qkv.view(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q = q if last is None else q[:, :, -last:]
         if self.relative == "decomposed":
             rows, columns = (
                 axis_embeddings(table, n)
@@ -108,7 +119,7 @@ class Attention(nn.Module):
             x = self._with_table(q, k, v, grid)
         else:
             x = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias[None])
-        return x.transpose(1, 2).reshape(batch, length, dim)
+        return x.transpose(1, 2).flatten(2)
 
     def _with_table(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         """(B, n, N, d) each -> (B, n, N, d)."""

@@ -64,9 +64,17 @@ class Block(nn.Module):
             self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
-    def forward(self, x: Tensor, grid: Grid | None = None, bias: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); grid and bias as in `Attention`."""
-        x = x + self.drop_path(_scaled(self.attn(self.norm1(x), grid, bias), self.gamma_1))
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid | None = None,
+        bias: Tensor | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, last, D); arguments as in `Attention`."""
+        attended = self.attn(self.norm1(x), grid, bias, last)
+        x = x if last is None else x[:, -last:]
+        x = x + self.drop_path(_scaled(attended, self.gamma_1))
         return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
 
 

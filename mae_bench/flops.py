@@ -148,12 +148,16 @@ def _pretraining(
     architecture: Architecture, data: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Model:
     grid, width = data["image_size"] // architecture.patch_size, model["decoder_width"]
-    visible = int(grid**2 * (1 - model["mask_ratio"]))
+    tokens, visible = 1 + grid**2, int(grid**2 * (1 - model["mask_ratio"]))
+    predicted = grid**2 - (0 if model.get("loss_on_all_patches", False) else visible)
     everywhere = model.get("encoder_mask_tokens", False)
-    encoder = _encoder(architecture, grid, visible, 1 + grid**2 if everywhere else None)
+    encoder = _encoder(architecture, grid, visible, tokens if everywhere else None)
     whole = encoder + _layer(1 + visible, architecture.embed_dim, width)
-    whole += _blocks(1 + grid**2, width, model["decoder_depth"])
-    whole += _layer(grid**2 - visible, width, 3 * architecture.patch_size**2)
+    whole += _blocks(tokens, width, model["decoder_depth"] - 1)
+    # Of the last block, tokens that are not predicted are looked at only.
+    whole += _blocks(predicted, width, 1, context=tokens)
+    whole += Work((tokens - predicted) * 3 * width**2)
+    whole += _layer(predicted, width, 3 * architecture.patch_size**2)
     return Model(encoder, whole)
 
 

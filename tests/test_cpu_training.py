@@ -43,15 +43,17 @@ def under_autocast(function, x):
 @pytest.mark.parametrize(("batch", "length", "heads", "dim"), [(5, 37, 4, 64), (3, 10, 2, 16)])
 @pytest.mark.parametrize("chunk", [1, 2**14, 2**20])
 @pytest.mark.parametrize("few", [0, 256])
-def test_attention(batch, length, heads, dim, chunk, few, monkeypatch):
+@pytest.mark.parametrize("last", [None, 7, 1])
+def test_attention(batch, length, heads, dim, chunk, few, last, monkeypatch):
     monkeypatch.setattr(cpu_training, "CHUNK", chunk)
     monkeypatch.setattr(cpu_training, "FEW_TOKENS", few)
     torch.manual_seed(0)
     qkv, grad = torch.randn(batch, length, 3 * dim).bfloat16(), torch.randn(batch, length, dim)
-    grad = grad.bfloat16()
-    ours = gradients(lambda x: cpu_training.self_attention(x, heads), [qkv], grad)
-    plain = gradients(lambda x: plain_attention(x, heads), [qkv], grad)
-    exact = gradients(lambda x: plain_attention(x, heads), [qkv.double()], grad)
+    asked = slice(0 if last is None else -last, None)
+    grad = grad.bfloat16()[:, asked]
+    ours = gradients(lambda x: cpu_training.self_attention(x, heads, last), [qkv], grad)
+    plain = gradients(lambda x: plain_attention(x, heads)[:, asked], [qkv], grad)
+    exact = gradients(lambda x: plain_attention(x, heads)[:, asked], [qkv.double()], grad)
     assert_as_good(ours, plain, exact)
 
 
@@ -79,7 +81,7 @@ def test_layer_norm():
     grad = torch.randn(3, 7, 48)
 
     def lean(x, weight, bias):
-        return cpu_training._LayerNorm.apply(x, weight, bias, 1e-6)
+        return cpu_training._LayerNorm.apply(x, weight, bias, 1e-6)[0]
 
     def plain(x, weight, bias):
         return F.layer_norm(x, (48,), weight, bias, 1e-6)
@@ -99,6 +101,33 @@ def test_layer_norm_keeps_no_copy_of_its_input_and_gives_gradients_only_where_as
     assert norm.bias.grad is None and norm.weight.grad.shape == (8,)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_linear_makes_a_norms_output_again_unless_it_was_changed_since(changed):
+    torch.manual_seed(0)
+    norm, layer, x = cpu_training.LeanLayerNorm(8), cpu_training.Linear(8, 6), torch.randn(5, 8)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+
+    def both(x):
+        out = norm(x)
+        return layer(out.mul_(3) if changed else out)
+
+    out, kept = under_autocast(both, x)
+    # The norm's values before its weight and bias, which both keep, or also those after.
+    assert len({t.data_ptr() for t in kept if t.shape == x.shape}) == 1 + changed
+    out.float().sum().backward()
+    exact = F.linear(norm(x) * (3 if changed else 1), layer.weight, layer.bias).sum()
+    (expected,) = torch.autograd.grad(exact, layer.weight)
+    torch.testing.assert_close(layer.weight.grad, expected, atol=0.1, rtol=0.02)
+
+
+def test_attention_of_one_sample_keeps_what_it_needs_alone():
+    """By itself, a view of one sample would keep the whole batch's."""
+    chunked = torch.randn(1, 5, 3 * 8).bfloat16()
+    (q, *_) = cpu_training._by_head(chunked, 3, 2)
+    assert q.untyped_storage().nbytes() == chunked.nbytes and q.is_contiguous()
+    assert q.data_ptr() != chunked.data_ptr()
+
+
 def test_linear_keeps_no_copy_of_its_weight_and_gives_gradients_only_where_asked():
     layer, x = cpu_training.Linear(8, 6), torch.randn(5, 8)
     layer.weight.requires_grad_(False)
@@ -109,8 +138,9 @@ def test_linear_keeps_no_copy_of_its_weight_and_gives_gradients_only_where_asked
     assert layer.weight.grad is None and layer.bias.grad.tolist() == [5.0] * 6
 
 
+@pytest.mark.parametrize("last", [None, 4])
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkeypatch):
+def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, last, monkeypatch):
     torch.manual_seed(0)
     block, x = Block(32, 4), torch.randn(2, 9, 32)
     calls = []
@@ -124,12 +154,12 @@ def test_a_block_takes_the_lean_way_only_in_training_under_autocast(grad, monkey
         plain = block(x)
         assert not calls
         with torch.autocast("cpu", torch.bfloat16):
-            lean = block(x)
+            lean = block(x, last=last)
     expected = ["_LayerNorm", "_Linear", "_SelfAttention", "_Linear"]
     expected += ["_LayerNorm", "_Linear", "_Linear"]
     assert calls == (expected if grad else [])
     assert lean.dtype == torch.float32
-    torch.testing.assert_close(lean, plain, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(lean, plain[:, -(last or 0) :], atol=0.02, rtol=0.02)
 
 
 def test_every_parameter_gets_the_gradient_of_fp32():

@@ -8,6 +8,7 @@ import torch
 
 from backbones import create_backbone, list_backbones
 from backbones.vit import (
+    Block,
     patchify,
     quarters,
     resize_positions,
@@ -137,3 +138,10 @@ def test_quarters_of_the_paper():
 def test_unknown_name_is_one_clear_error():
     with pytest.raises(UserError, match=r"unknown backbone 'vit_bse_patch16'. Did you mean vit_b"):
         create_backbone("vit_bse_patch16")
+
+
+def test_a_block_of_which_only_the_last_tokens_are_wanted():
+    torch.manual_seed(0)
+    block, x = Block(32, 4, layer_scale=0.5), torch.randn(2, 9, 32)
+    for last in (1, 4, 9):
+        torch.testing.assert_close(block(x, last=last), block(x)[:, -last:], atol=1e-6, rtol=1e-5)

@@ -3,8 +3,8 @@
 Shapes: B batch, L patches, K visible, M masked, D encoder width, E decoder width.
 
 Source: arXiv:2111.06377 Sec. 3; facebookresearch/mae models_mae.py. Differs: tokens come shuffled,
-visible ones first, each with its own position, so that nothing has to be unshuffled; the head sees
-only what is asked for. The predictions are the same.
+visible ones first, each with its own position, so that nothing has to be unshuffled; the last block
+and the head compute only what is asked for. The predictions are the same.
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ class Decoder(nn.Module):
         order = torch.cat([visible, masked], dim=1)
         positions = self.pos_embed.expand(batch, -1, -1)
         x = x + torch.cat([positions[:, :1], take(positions[:, 1:], order)], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x[:, 1:] if everywhere else x[:, -num_masked:]))
+        *blocks, block = self.blocks
+        for earlier in blocks:
+            x = earlier(x)
+        # The last block's other tokens would be seen by nothing.
+        predicted = order.shape[1] if everywhere else num_masked
+        return self.head(self.norm(block(x, last=predicted)))
