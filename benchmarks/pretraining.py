@@ -5,7 +5,8 @@ a step of one and a step of the other in turn, so that whatever else the machine
 
 The plain step embeds every patch by the convolution before it masks, unshuffles, lets the decoder's
 head and the target see every patch, writes attention out as two products and a softmax, and updates
-by AdamW parameter after parameter; fp32 on a CPU, fp16 autocast with a loss scaler on a GPU.
+by AdamW parameter after parameter; fp32 on a CPU, fp16 autocast with a loss scaler on a GPU. Ours
+has the allocator's settings that every run of ours has; the plain one has them with --same-memory.
 
     python benchmarks/pretraining.py --backbone vit_base_patch16 --batch 16 --batch 64
 
@@ -32,15 +33,13 @@ from torch import Tensor, nn
 from backbones.vit import patchify, sincos_positions
 from mae_bench.job import write_atomically
 from mae_bench.provenance import cpu_model
-from mae_bench.runner import ENVIRONMENT
+from mae_bench.runner import MEMORY
 from tasks.engine.acceleration import optim_wrapper
 from tasks.pretraining.mae import MaskedAutoencoder, build
 
 IMAGE_SIZE = 224
 DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 MODEL = {"target": "norm-pixel", "mask_ratio": 0.75, **DECODER}
-# Read by PyTorch at its first allocation; every run of ours has it in its environment.
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
 
 
@@ -216,7 +215,11 @@ def compare(options: argparse.Namespace, batch: int) -> dict[str, Any]:
     for case in ("plain", "ours"):
         pipes[case], theirs = context.Pipe()
         process = context.Process(target=serve, args=(case, options, batch, theirs), daemon=True)
-        os.environ[HUGE_PAGES] = ENVIRONMENT[HUGE_PAGES] if case == "ours" else "0"
+        # Read by the C library and by PyTorch when the process starts.
+        for name, value in MEMORY.items():
+            os.environ.pop(name, None)
+            if case == "ours" or options.same_memory:
+                os.environ[name] = value
         process.start()
         theirs.close()
         processes.append(process)
@@ -296,6 +299,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", default="bfloat16", help="of our step: bfloat16, float16 or none")
+    parser.add_argument(
+        "--same-memory", action="store_true", help="our settings of the allocator for both"
+    )
     parser.add_argument("--out", type=Path, help="JSON with everything measured")
     options = parser.parse_args()
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else cpu_model()

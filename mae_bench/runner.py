@@ -27,17 +27,25 @@ from mae_bench.records import Outcome, Record, Run
 from mae_bench.workspace import Workspace
 from tasks import TASKS, data
 
+# For the memory of a run's process on a CPU. What PyTorch allocates is aligned to huge pages, which
+# leaves fewer gaps. What a step frees stays with the process, since the next one wants it again:
+# fetching it from the kernel each time took a twentieth of a pretraining step. (32 MB is the most
+# that every glibc takes for the second; more is mapped, and given back, by itself.)
+MEMORY = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
 # For a run's process. One thread: sums keep their order, so a result depends neither on --workers
 # nor on the number of cores, and a resumed run repeats the interrupted one bit by bit. No random
-# hashes: sets of names have the same order every time. What PyTorch allocates on a CPU is aligned
-# to huge pages, which leaves fewer gaps: a pretraining step takes a tenth less memory.
+# hashes: sets of names have the same order every time.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
-    "THP_MEM_ALLOC_ENABLE": "1",
+    **MEMORY,
 }
 # What a record of a failure quotes; the whole is in the log.
 LOG_LINES = 40

@@ -11,6 +11,7 @@ from backbones import create_backbone
 from tasks import engine
 from tasks.engine import acceleration, order
 from tasks.engine.acceleration import (
+    PRECISIONS,
     MixedPrecision,
     checkpoint_activations,
     compile_forward,
@@ -227,3 +228,55 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path, monkeypatch, 
     assert model.calls == 6
     assert "torch.compile does not work here (no C++ compiler found)" in capsys.readouterr().out
     assert "training goes on without it" in trained.facts["not_compiled"]
+
+
+def updated(amp="bfloat16", waiting=0, **options):
+    """Weights and state of AdamW after four passes; bytes of gradients at the end of each."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    model[1].bias.requires_grad_(False)
+    optimizer, left = torch.optim.AdamW(model.parameters(), 0.1, fused=True), []
+    wrapper = MixedPrecision(optimizer, PRECISIONS[amp], "cpu", **options)
+    wrapper.initialize_count_status(model, 0, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(acceleration, "WAITING", waiting)
+        for _ in range(4):
+            with wrapper.optim_context(model):
+                loss = model(torch.randn(3, 4)).float().square().mean()
+            wrapper.backward(loss)
+            left.append(sum(p.grad.nbytes for p in model.parameters() if p.grad is not None))
+            if wrapper.should_update():
+                wrapper.step()
+                wrapper.zero_grad()
+    return [[*model.parameters()], optimizer.state_dict()["state"]], left
+
+
+def test_an_early_update_is_the_same_and_frees_gradients():
+    late, waited = updated(waiting=10**9)
+    for waiting in (0, 300):
+        early, left = updated(waiting=waiting)
+        assert_same(early, late)
+        assert max(left) < min(waited) and (waiting or not any(left))
+
+
+@pytest.mark.parametrize(
+    ("options", "processes"),
+    [
+        ({"accumulative_counts": 2}, 1),
+        ({"clip_grad": {"max_norm": 1.0}}, 1),
+        ({"amp": "float16"}, 1),
+        ({}, 2),
+    ],
+)
+def test_gradients_that_are_not_final_wait(options, processes, monkeypatch):
+    """For other micro-batches, for clipping, for the scaler, for other processes."""
+    monkeypatch.setattr(acceleration.distributed, "world_size", lambda: processes)
+    left, whole = updated(**options)[1], updated(waiting=10**9)[1]
+    assert left == whole
+
+
+def test_a_backward_pass_of_someone_elses_updates_nothing():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optim_wrapper(torch.optim.SGD([weight], lr=1.0), "bfloat16", "cpu", 1)
+    weight.sum().backward()
+    assert torch.equal(weight.detach(), torch.ones(2)) and torch.equal(weight.grad, torch.ones(2))
