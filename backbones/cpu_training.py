@@ -128,8 +128,8 @@ class _LayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         # Without weight and bias it takes twice as long as with those that change nothing.
-        ones, zeros = torch.ones_like(weight), torch.zeros_like(bias)
-        values, _, scale = torch.native_layer_norm(x, weight.shape, ones, zeros, eps)
+        ones, zeros = x.new_ones(weight.shape).float(), x.new_zeros(weight.shape).float()
+        values, _, scale = torch.native_layer_norm(x.float(), weight.shape, ones, zeros, eps)
         normalised = values.bfloat16()
         ctx.save_for_backward(normalised, scale, weight, bias)
         ctx.mark_non_differentiable(normalised)
@@ -147,8 +147,8 @@ class _LayerNorm(torch.autograd.Function):
             weight.shape,
             torch.zeros_like(scale),
             torch.ones_like(scale),
-            weight,
-            bias,
+            weight.float(),
+            bias.float(),
             ctx.needs_input_grad[:3],
         )
         return grad_x if grad_x is None else grad_x.mul_(scale), grad_weight, grad_bias, None

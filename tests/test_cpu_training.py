@@ -177,6 +177,18 @@ def test_every_parameter_gets_the_gradient_of_fp32():
         assert found[1][name].dtype == torch.float32 and error < 0.03, name
 
 
+def test_a_block_all_in_bfloat16_trains():
+    torch.manual_seed(0)
+    block, x = Block(64, 4), torch.randn(3, 17, 64)
+    loss = block(x).square().mean()
+    names, parameters = zip(*block.named_parameters(), strict=True)
+    exact = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+    block.bfloat16()(x.bfloat16()).square().mean().backward()
+    for name, parameter in block.named_parameters():
+        error = (parameter.grad.float() - exact[name]).norm() / exact[name].norm()
+        assert parameter.grad.dtype == torch.bfloat16 and error < 0.03, name
+
+
 def test_without_bfloat16_it_is_timms_mlp():
     torch.manual_seed(0)
     lean, x = cpu_training.LeanMlp(8, 16), torch.randn(2, 3, 8)

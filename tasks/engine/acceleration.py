@@ -28,9 +28,9 @@ class MixedPrecision(OptimWrapper):
     """Forward passes under autocast; weights, gradients and optimizer stay in fp32.
 
     mmengine's own refuses to work on a CPU. In fp16 the loss is scaled, and a step whose gradients
-    overflow is left out while the scale is halved, until it fits. In bf16 a weight is updated while
-    the backward pass still goes on, and its gradient freed, where nothing is done to gradients in
-    between: no accumulation, clipping or other processes. The numbers are the same.
+    overflow is left out while the scale is halved, until it fits. In bf16 on a CPU a weight is
+    updated while the backward pass still goes on, and its gradient freed, where nothing is done to
+    gradients in between: no accumulation, clipping or other processes. The numbers are the same.
 
     Attributes:
         skipped: steps left out in this process; `skipped_in_a_row`: since the last good one.
@@ -44,7 +44,8 @@ class MixedPrecision(OptimWrapper):
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self.skipped = self.skipped_in_a_row = 0
         self._waiting: int | None = None  # bytes; None outside of `backward`
-        if not (self._accumulative_counts > 1 or self.clip_grad_kwargs or dtype == torch.float16):
+        final = self._accumulative_counts == 1 and not self.clip_grad_kwargs
+        if final and device == "cpu" and not self.scaler.is_enabled():
             for weight in chain.from_iterable(group["params"] for group in optimizer.param_groups):
                 if weight.requires_grad:
                     weight.register_post_accumulate_grad_hook(self._update_early)
