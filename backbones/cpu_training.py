@@ -209,9 +209,12 @@ def _affine(normalised: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear of bfloat16 x, which would first fill what comes out with the bias (5 % slower)."""
-    if bias is None or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias.to(x.dtype), "none", [], "")
+    bias = None if bias is None else bias.to(x.dtype)
+    # Builds of PyTorch without oneDNN lack both of its functions.
+    fused = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if bias is None or not fused:
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _chunks(shape: torch.Size, num_heads: int) -> Iterator[slice]:
